@@ -1,11 +1,11 @@
-"""What every test shares: the CPU, a compilation cache, and the optional data beside us."""
+"""What tests share: the CPU, a compilation cache, the optional data beside us."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-# Set as environment variables, before jax is imported, so that child processes inherit them.
+# Environment variables, set before jax is imported, so that children inherit them.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR",
@@ -26,7 +26,7 @@ def repository() -> Path:
 
 @pytest.fixture(scope="session")
 def shared(repository: Path) -> Path:
-    """The folder of reference data (`<shared>/data`); without it the test is skipped."""
+    """The folder of reference data, `<shared>/data`; without it the test is skipped."""
     root = Path(os.environ.get("DARTS_JAX_SHARED") or repository.parent / "shared")
     data = root / "data"
     if not data.is_dir():

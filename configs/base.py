@@ -1,0 +1,158 @@
+"""Every field of an experiment, named once, with its unit; other files change values.
+
+A field is overridden on the command line by `--config.weights.learning_rate=0.05`. The
+fields left to the preset follow `preset`, once every override is known: "code" is what
+the authors' program does, "paper" what their text says, where the two differ.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+from darts_jax.errors import unknown
+
+
+def check_argument(arg: str, *choices: str) -> None:
+    """Raises UserError where `arg` of `--config=FILE:arg` is neither "" nor a choice."""
+    if arg and arg not in choices:
+        raise unknown("config argument", arg, choices or ["(none)"])
+
+
+def shrink(config: ConfigDict) -> None:
+    """Makes a run last seconds: a few images, two epochs, 3 cells of 4 channels."""
+    config.batch_size = 8
+    config.num_epochs = 2
+    config.dataset.limit = 64
+    config.dataset.test_limit = 32
+    config.model.num_cells = 3
+    config.model.channels = 4
+    config.tensorboard = False
+
+
+def shrink_search(config: ConfigDict) -> None:
+    """Makes a search last seconds: `shrink`, 2 nodes a cell and 3 primitives an edge."""
+    shrink(config)
+    config.model.num_nodes = 2
+    config.model.primitives = ("none", "skip_connect", "sep_conv_3x3")
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Returns the fields that `search` and `retrain` share, at the search's values."""
+    check_argument(arg)
+    config = ConfigDict()
+    config.seed = 0  # seeds initialisation, order of the data and augmentation
+    config.preset = (
+        "code"  # "code" or "paper": where the authors' program and text differ
+    )
+    config.space = "darts"  # a name in darts_jax/spaces
+    config.one_shot = "darts"  # a name in darts_jax/one_shot: the search method
+    config.hypergradient = "first_order"  # or "unrolled" (exact), "finite_difference"
+    config.batch_size = 64  # images a step, for the weights and for the alphas each
+    config.num_epochs = 50  # passes over the part of the data that trains the weights
+    config.dataset = _dataset()
+    config.model = _model()
+    config.weights = _weights()
+    config.alphas = _alphas()
+    config.batch_norm = _batch_norm()
+    config.finite_difference = ConfigDict({"radius": 0.01})  # epsilon = radius / ||v||
+    config.augmentation = _augmentation()
+    _add_retrain(config)
+    _add_bookkeeping(config)
+    return config
+
+
+def _dataset() -> ConfigDict:
+    dataset = ConfigDict()
+    dataset.name = "cifar10"  # a name in darts_jax/data
+    dataset.path = ""  # the files of a data set that is read from a path ("folder")
+    dataset.data_dir = ""  # where prepared sets lie; empty: the user's default folder
+    dataset.image_size = 0  # pixels a side, for sets of mixed sizes; 0: as stored
+    dataset.limit = 0  # use only so many training images; 0: all
+    dataset.test_limit = 0  # use only so many test images; 0: all
+    dataset.train_fraction = (
+        0.5  # search: share that trains the weights, rest the alphas
+    )
+    return dataset
+
+
+def _model() -> ConfigDict:
+    model = ConfigDict()
+    model.num_nodes = 4  # intermediate nodes of a cell
+    model.num_cells = 8  # cells in a row; the reduction cells stand at 1/3 and 2/3
+    model.channels = 16  # channels of the first cell's nodes
+    model.stem_multiplier = 3  # the stem has stem_multiplier * channels channels
+    model.primitives = ()  # a subset of the space's primitives; empty: all of them
+    model.edge_primitives = (
+        ""  # a JSON file with the primitives of each edge; empty: none
+    )
+    model.auxiliary = (
+        False  # retrain: a second head at 2/3 of the depth, while training
+    )
+    model.stem = (
+        "cifar"  # "cifar": one convolution; "imagenet": three, each of stride 2
+    )
+    return model
+
+
+def _weights() -> ConfigDict:
+    weights = ConfigDict()
+    weights.learning_rate = 0.025  # of SGD, at epoch 0
+    weights.learning_rate_min = config_dict.placeholder(float)  # code 0.001, paper 0
+    weights.momentum = 0.9
+    weights.nesterov = False
+    weights.weight_decay = 3e-4  # coupled L2, added after the clipping
+    weights.clip = 5.0  # global norm of the gradient
+    weights.schedule = "cosine"  # or "exponential", "constant"; changes once an epoch
+    weights.decay = 0.97  # "exponential": the factor of an epoch
+    return weights
+
+
+def _alphas() -> ConfigDict:
+    alphas = ConfigDict()
+    alphas.learning_rate = 3e-4  # of Adam
+    alphas.b1 = 0.5
+    alphas.b2 = 0.999
+    alphas.weight_decay = 1e-3  # coupled L2, added before Adam's scaling
+    alphas.init_scale = config_dict.placeholder(float)  # std: code 1e-3, paper 0
+    alphas.order = (
+        "alphas_first"  # or "weights_first": which half of a step comes first
+    )
+    return alphas
+
+
+def _batch_norm() -> ConfigDict:
+    batch_norm = ConfigDict()
+    batch_norm.evaluation = config_dict.placeholder(
+        str
+    )  # code "running", paper "batch"
+    batch_norm.stem_affine = config_dict.placeholder(
+        bool
+    )  # search: code True, paper False
+    batch_norm.momentum = 0.9  # share of the running statistics that a step keeps
+    return batch_norm
+
+
+def _augmentation() -> ConfigDict:
+    augmentation = ConfigDict()
+    augmentation.name = "crop_flip"  # or "resized_crop" (ImageNet)
+    augmentation.crop_padding = 4  # pixels a side
+    augmentation.flip = True  # left and right, with probability 1/2
+    augmentation.cutout = 0  # pixels a side of the square set to zero; 0: none
+    return augmentation
+
+
+def _add_retrain(config: ConfigDict) -> None:
+    config.genotype = ""  # retrain: a JSON file, a name in the zoo, a text, or "random"
+    config.genotype_seed = 0  # retrain: which one, where the genotype is "random"
+    config.drop_path = (
+        0.0  # retrain: probability at the last epoch; grows linearly from 0
+    )
+    config.auxiliary_weight = 0.4  # retrain: of the auxiliary head's loss
+    config.label_smoothing = 0.0  # retrain: probability taken from the true class
+    config.evaluate_every = 0  # retrain: epochs between tests; 0: only at the end
+
+
+def _add_bookkeeping(config: ConfigDict) -> None:
+    config.checkpoint_every = 1  # epochs
+    config.keep_checkpoints = 2  # the latest so many
+    config.log_every_steps = 50  # steps between two updates of the progress line
+    config.progress = True  # a progress line on the terminal
+    config.tensorboard = True  # also write TensorBoard event files
