@@ -11,7 +11,7 @@ from darts_jax.errors import unknown
 
 
 def check_argument(arg: str, *choices: str) -> None:
-    """Raises UserError where `arg` of `--config=FILE:arg` is neither "" nor a choice."""
+    """Raises UserError where `arg` of `--config=FILE:arg` is no choice and not ""."""
     if arg and arg not in choices:
         raise unknown("config argument", arg, choices or ["(none)"])
 
@@ -28,7 +28,7 @@ def shrink(config: ConfigDict) -> None:
 
 
 def shrink_search(config: ConfigDict) -> None:
-    """Makes a search last seconds: `shrink`, 2 nodes a cell and 3 primitives an edge."""
+    """Makes a search last seconds: `shrink`, 2 nodes a cell, 3 primitives an edge."""
     shrink(config)
     config.model.num_nodes = 2
     config.model.primitives = ("none", "skip_connect", "sep_conv_3x3")

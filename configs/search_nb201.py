@@ -3,7 +3,7 @@
     darts-jax search --config=configs/search_nb201.py --workdir=runs/s0
 
 Published (Dong and Yang 2020): the search collapses to skip connections, whose test
-accuracies are 54.30 +- 0 % (CIFAR-10), 15.61 % (CIFAR-100) and 16.32 % (ImageNet16-120);
+accuracies are 54.30 +- 0 % (CIFAR-10), 15.61 % (CIFAR-100), 16.32 % (ImageNet16-120);
 the best cell has 94.37, 73.51 and 47.31 %. The weights are updated before the alphas;
 batch norm has no affine part and always uses the statistics of the batch, as there.
 `:tiny` is a two-epoch run of a small supernet on a few images.

@@ -1,0 +1,134 @@
+"""`darts-jax COMMAND` and `python -m darts_jax COMMAND`.
+
+Exit status: 0 done, 1 a failure of ours (with its traceback), 2 a mistake of the user's
+(one line), 128 + the signal's number where a signal ended the run.
+"""
+
+import errno
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from darts_jax import __version__
+from darts_jax.commands import COMMANDS, RUN_USAGE
+from darts_jax.errors import UserError, unknown
+
+HELP_FLAGS = ("--help", "-h", "-help", "help")
+RUN_HELP = """
+configs/base.py lists every field with a comment; --config.SECTION.FIELD=VALUE overrides
+one. FILE:tiny is a run of seconds. The same command again resumes an interrupted run."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command that `argv` (default: the process's arguments) names.
+
+    Returns the exit status; a `UserError` becomes one line on stderr and status 2.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(words)
+    except UserError as error:
+        return _fail(" ".join(str(error).split()))
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # Whoever read our output has gone; a flush at exit would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        return _fail(
+            "no space left on the device; what was saved before is intact: free some "
+            "space and give the same command again"
+        )
+
+
+def _fail(line: str) -> int:
+    print(f"darts-jax: error: {line}", file=sys.stderr)
+    return 2
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in HELP_FLAGS:
+        print(overview())
+        return 0
+    if words[0] == "--version":
+        print(__version__)
+        return 0
+    name, rest = words[0], words[1:]
+    if name not in COMMANDS:
+        raise unknown("command", name, COMMANDS)
+    if any(word in HELP_FLAGS[:3] for word in rest):
+        print(command_help(name))
+        return 0
+    use_compilation_cache()
+    return importlib.import_module(COMMANDS[name].module).main(rest)
+
+
+def overview() -> str:
+    """Returns the help of `darts-jax` without a command."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {c.help}" for name, c in COMMANDS.items()]
+    return "\n".join(
+        [
+            "darts-jax: differentiable architecture search in JAX",
+            "",
+            "usage: darts-jax COMMAND [...]    (darts-jax COMMAND --help says more)",
+            "",
+            *lines,
+            "",
+            "to begin:",
+            "  darts-jax search --config=configs/search_digits.py --workdir=runs/s0",
+            "  darts-jax report runs/s0",
+        ]
+    )
+
+
+def command_help(name: str) -> str:
+    """Returns the help of the command `name`."""
+    command = COMMANDS[name]
+    lines = [f"usage: darts-jax {name} {command.usage}", "", command.help]
+    if RUN_USAGE in command.usage:
+        lines.append(RUN_HELP)
+    return "\n".join(lines)
+
+
+def cache_directory() -> Path:
+    """Returns where compiled programs are kept: $DARTS_JAX_CACHE or a user's cache."""
+    if os.environ.get("DARTS_JAX_CACHE"):
+        return Path(os.environ["DARTS_JAX_CACHE"]).expanduser()
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "darts_jax" / "xla"
+
+
+def use_compilation_cache() -> None:
+    """Turns jax's persistent compilation cache on, unless the user has chosen one.
+
+    By the environment: jax is not imported for it, and child processes inherit it.
+    """
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_directory()))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.config.jax_compilation_cache_dir is None:
+        directory = os.environ["JAX_COMPILATION_CACHE_DIR"]
+        jax.config.update("jax_compilation_cache_dir", directory)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether the error, or one that caused it, is a full disk, in orbax's words too."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "RESOURCE_EXHAUSTED" in str(seen) and "No space left" in str(seen):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""What a config's values must satisfy: a table of fields and their conditions."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from darts_jax.errors import UserError, unknown
+from darts_jax.genotype import PRIMITIVES
+
+MAX_SEED = 2**31 - 1
+
+
+class Condition(NamedTuple):
+    """A condition on one value, with the words that complete "must be"."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+POSITIVE_INT = Condition("at least 1", lambda x: x >= 1)
+COUNT = Condition("0 or more", lambda x: x >= 0)
+SEED = Condition(f"from 0 to {MAX_SEED}", lambda x: 0 <= x <= MAX_SEED)
+POSITIVE = Condition("a finite number above 0", lambda x: math.isfinite(x) and x > 0)
+NOT_NEGATIVE = Condition(
+    "a finite number, 0 or above", lambda x: math.isfinite(x) and x >= 0
+)
+SHARE = Condition("at least 0 and below 1", lambda x: 0 <= x < 1)
+OPEN_SHARE = Condition("above 0 and below 1", lambda x: 0 < x < 1)
+FACTOR = Condition("above 0 and at most 1", lambda x: 0 < x <= 1)
+
+CONDITIONS: dict[str, Condition] = {
+    "seed": SEED,
+    "genotype_seed": SEED,
+    "batch_size": POSITIVE_INT,
+    "num_epochs": POSITIVE_INT,
+    "dataset.image_size": COUNT,
+    "dataset.limit": COUNT,
+    "dataset.test_limit": COUNT,
+    "dataset.train_fraction": OPEN_SHARE,
+    "model.num_nodes": POSITIVE_INT,
+    "model.num_cells": POSITIVE_INT,
+    "model.channels": POSITIVE_INT,
+    "model.stem_multiplier": POSITIVE_INT,
+    "weights.learning_rate": POSITIVE,
+    "weights.learning_rate_min": NOT_NEGATIVE,
+    "weights.momentum": SHARE,
+    "weights.weight_decay": NOT_NEGATIVE,
+    "weights.clip": POSITIVE,
+    "weights.decay": FACTOR,
+    "alphas.learning_rate": POSITIVE,
+    "alphas.b1": SHARE,
+    "alphas.b2": SHARE,
+    "alphas.weight_decay": NOT_NEGATIVE,
+    "alphas.init_scale": NOT_NEGATIVE,
+    "batch_norm.momentum": SHARE,
+    "finite_difference.radius": POSITIVE,
+    "augmentation.crop_padding": COUNT,
+    "augmentation.cutout": COUNT,
+    "drop_path": SHARE,
+    "auxiliary_weight": NOT_NEGATIVE,
+    "label_smoothing": SHARE,
+    "evaluate_every": COUNT,
+    "checkpoint_every": POSITIVE_INT,
+    "keep_checkpoints": POSITIVE_INT,
+    "log_every_steps": POSITIVE_INT,
+}
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "preset": ("code", "paper"),
+    "model.stem": ("cifar", "imagenet"),
+    "weights.schedule": ("cosine", "exponential", "constant"),
+    "alphas.order": ("alphas_first", "weights_first"),
+    "batch_norm.evaluation": ("running", "batch"),
+}
+
+
+def check_values(flat: Mapping[str, Any]) -> None:
+    """Raises UserError where a value of `{"section.field": value}` is out of range."""
+    for field, condition in CONDITIONS.items():
+        if field in flat and not condition.holds(flat[field]):
+            raise UserError(
+                f"config.{field} is {flat[field]!r} but must be {condition.words}"
+            )
+    for field, choices in CHOICES.items():
+        if field in flat and flat[field] not in choices:
+            raise unknown(f"config.{field}", flat[field], choices)
+    for primitive in flat.get("model.primitives", ()):
+        if primitive not in PRIMITIVES:
+            raise unknown("primitive in config.model.primitives", primitive, PRIMITIVES)
+
+
+def check_names(flat: Mapping[str, Any]) -> None:
+    """Raises UserError where a field names something that no registry holds."""
+    # Imported here: they pull in jax, which a mistake in a number need not wait for.
+    from darts_jax.bilevel import HYPERGRADIENTS
+    from darts_jax.data import DATASETS
+    from darts_jax.one_shot import ONE_SHOT
+    from darts_jax.spaces import SPACES
+
+    registries: dict[str, Mapping[str, Any]] = {
+        "space": SPACES,
+        "one_shot": ONE_SHOT,
+        "hypergradient": HYPERGRADIENTS,
+        "dataset.name": DATASETS,
+    }
+    for field, registry in registries.items():
+        if field in flat and flat[field] not in registry:
+            raise unknown(f"config.{field}", flat[field], registry)
