@@ -1,24 +1,21 @@
-"""Genotype: the discrete cells of a network, their JSON and the reference's text form (floor 0).
+"""Genotype: the discrete cells of a network, with their JSON and text forms (floor 0).
 
-A cell is a small graph. States `0 .. num_inputs - 1` are its inputs, the intermediate nodes
-follow, and every node is the sum of primitives applied to earlier states; the states named in
-`concat` are the cell's output. DARTS (Liu et al. 2019, arXiv:1806.09055), section 2.1.
-
-Two notations are read besides JSON, both parsed and never evaluated: the `Genotype(normal=[...],
-...)` of github.com/quark0/darts, and the `|op~0|+|op~0|op~1|+...` of NAS-Bench-201.
+A cell is a small graph. States `0 .. num_inputs - 1` are its inputs, the intermediate
+nodes follow, and every node is the sum of primitives applied to earlier states; the
+states named in `concat` are the cell's output. DARTS (arXiv:1806.09055), section 2.1.
 """
 
-import ast
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from darts_jax import notation
 from darts_jax.errors import UserError, unknown
+from darts_jax.notation import shown
 
 PRIMITIVES: tuple[str, ...] = (
     "none",
@@ -36,26 +33,21 @@ PRIMITIVES: tuple[str, ...] = (
     "noise",
 )
 SKELETONS: tuple[str, ...] = ("darts", "nas_bench_201")
-TEXT_KINDS: tuple[str, ...] = (
-    "normal",
-    "reduce",
-)  # the reference's two cells, in order
 
-MAX_NODES = (
-    64  # far above any published cell; a bound for what a hostile file can ask for
-)
-MAX_CHARACTERS = 100_000
+# Far above any published cell: bounds for what a hostile file can ask for.
+MAX_NODES = 64
+MAX_BYTES = 1_000_000
 
 Nodes = tuple[tuple[tuple[str, int], ...], ...]
 
 
 @dataclass(frozen=True)
 class CellGenotype:
-    """One cell: per intermediate node its incoming (primitive, source) pairs, then the output.
+    """One cell; made from tuples or lists, and checked to be a valid graph when made.
 
-    nodes: node `i` is state `num_inputs + i`; its sources are states before it. The number of
-        edges may differ from node to node, down to none for a node that nothing uses
-        (FairDARTS), and a source may repeat (NASNet-A).
+    nodes: per intermediate node its incoming (primitive, source) pairs; node `i` is
+        state `num_inputs + i`. The number of edges may differ from node to node, down to
+        none for a node that nothing uses (FairDARTS); a source may repeat (NASNet-A).
     concat: the intermediate states that are concatenated to the cell's output.
     """
 
@@ -64,10 +56,9 @@ class CellGenotype:
     num_inputs: int = 2
 
     def __post_init__(self) -> None:
-        """Normalises lists to tuples; raises UserError if the cell is not a valid graph."""
         if not _is_int(self.num_inputs) or not 1 <= self.num_inputs <= MAX_NODES:
             raise UserError(
-                f"num_inputs must be an integer >= 1, not {_show(self.num_inputs)}"
+                f"num_inputs must be an integer >= 1, not {shown(self.num_inputs)}"
             )
         if (
             not isinstance(self.nodes, (list, tuple))
@@ -94,11 +85,11 @@ class CellGenotype:
         for state in self.concat:
             if not _is_int(state) or not self.num_inputs <= state <= last:
                 raise UserError(
-                    f"concat state {_show(state)} is not an intermediate node; "
+                    f"concat state {shown(state)} is not an intermediate node; "
                     f"choices: {self.num_inputs} to {last}"
                 )
         if len(set(self.concat)) != len(self.concat):
-            raise UserError(f"concat {_show(list(self.concat))} repeats a state")
+            raise UserError(f"concat {shown(list(self.concat))} repeats a state")
         return tuple(self.concat)
 
 
@@ -106,8 +97,8 @@ class CellGenotype:
 class Genotype:
     """The cells of a derived network; hashable, comparable, checked when made.
 
-    space: the family of networks the cells belong to, "darts" or "nas_bench_201" (a search
-        space's `skeleton`); subspaces such as darts_s1 share their family's name.
+    space: the family of networks that the cells belong to, "darts" or "nas_bench_201":
+        the `skeleton` of a search space, which subspaces such as darts_s1 share.
     cells: {cell kind: CellGenotype}, read-only.
     """
 
@@ -115,9 +106,8 @@ class Genotype:
     cells: Mapping[str, CellGenotype]
 
     def __post_init__(self) -> None:
-        """Freezes `cells`; raises UserError for an unknown family or a missing cell."""
         if self.space not in SKELETONS:
-            raise unknown("genotype space", _short(self.space), SKELETONS)
+            raise unknown("genotype space", shown(self.space), SKELETONS)
         if not isinstance(self.cells, Mapping) or not self.cells:
             raise UserError(
                 "a genotype needs at least one cell: {cell kind: CellGenotype}"
@@ -125,10 +115,10 @@ class Genotype:
         for kind, cell in self.cells.items():
             if not isinstance(kind, str) or not kind.isidentifier():
                 raise UserError(
-                    f"cell kind {_show(kind)} is not a name such as 'normal'"
+                    f"cell kind {shown(kind)} is not a name such as 'normal'"
                 )
             if not isinstance(cell, CellGenotype):
-                raise UserError(f"cell {kind!r} is {_show(cell)}, not a CellGenotype")
+                raise UserError(f"cell {kind!r} is {shown(cell)}, not a CellGenotype")
         object.__setattr__(self, "cells", MappingProxyType(dict(self.cells)))
 
     def __hash__(self) -> int:
@@ -139,7 +129,7 @@ class Genotype:
         return (Genotype, (self.space, dict(self.cells)))
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the genotype as lists, dicts, strings and integers, ready for json.dumps."""
+        """Returns the genotype as lists, dicts, strings and integers."""
         return {
             "space": self.space,
             "cells": {
@@ -154,15 +144,15 @@ class Genotype:
 
     @classmethod
     def from_json(cls, value: Any) -> "Genotype":
-        """Returns the genotype of a `to_json` value; raises UserError for anything else."""
+        """Returns the genotype of a `to_json` value; raises UserError for all else."""
         fields = _fields(value, "genotype", required=("space", "cells"))
         if not isinstance(fields["cells"], dict):
             raise UserError(
-                f"genotype field 'cells' is {_show(fields['cells'])}, not an object"
+                f"genotype field 'cells' is {shown(fields['cells'])}, not an object"
             )
         cells = {}
         for kind, cell in fields["cells"].items():
-            what = f"cell {_short(kind)!r}"
+            what = f"cell {shown(kind)!r}"
             cell = _fields(
                 cell, what, required=("nodes", "concat"), optional=("num_inputs",)
             )
@@ -173,35 +163,28 @@ class Genotype:
         return cls(fields["space"], cells)
 
     def to_text(self) -> str:
-        """Returns the reference's text form; raises UserError where it cannot say the cells.
+        """Returns the notation of quark0/darts or NAS-Bench-201 (see notation.py).
 
-        The form of quark0/darts is a flat list with two edges a node, and that of NAS-Bench-201
-        names every predecessor once; JSON has no such limits.
+        Raises UserError for cells that the notation cannot say; JSON can say all.
         """
-        return (
-            _nas_bench_text(self)
-            if self.space == "nas_bench_201"
-            else _darts_text(self)
-        )
+        return notation.to_text(self.to_json())
 
 
 def parse_text(text: str) -> Genotype:
-    """Returns the genotype written in the reference's or NAS-Bench-201's notation.
+    """Returns the genotype of the reference's or NAS-Bench-201's notation.
 
-    The text is read as literals and never evaluated. Raises UserError for everything else.
+    The text is read as literals, never evaluated; anything else raises UserError.
     """
-    if not isinstance(text, str):
-        raise UserError(f"genotype text is {_show(text)}, not a string")
-    if len(text) > MAX_CHARACTERS:
-        raise UserError(
-            f"genotype text has {len(text)} characters, limit {MAX_CHARACTERS}"
-        )
-    text = text.strip()
-    return _parse_nas_bench(text) if text.startswith("|") else _parse_darts(text)
+    try:
+        return Genotype.from_json(notation.parse(text))
+    except UserError as error:
+        if str(error).startswith("genotype text"):
+            raise
+        raise UserError(f"genotype text: {error}") from None
 
 
 def save(genotype: Genotype, path: str | os.PathLike[str]) -> None:
-    """Writes the genotype as JSON; a reader sees the old file or the new one, never a part."""
+    """Writes the genotype as JSON; a reader sees the old file or the new, never half."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The process id keeps two writers from sharing one temporary file.
@@ -218,15 +201,13 @@ def save(genotype: Genotype, path: str | os.PathLike[str]) -> None:
 def load(path: str | os.PathLike[str]) -> Genotype:
     """Returns the genotype of a JSON file; raises UserError that names the file."""
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(
             f"{path} is a folder, not a genotype file; give {path}/genotype.json"
         )
     try:
-        if path.stat().st_size > MAX_CHARACTERS:
-            raise UserError(
-                f"{path}: more than {MAX_CHARACTERS} bytes, not a genotype file"
-            )
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{path}: more than {MAX_BYTES} bytes, not a genotype file")
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"no genotype file {path}") from None
@@ -248,7 +229,7 @@ def load_genotype(argument: str) -> Genotype:
 
     Raises UserError with one line that says what the argument was taken for.
     """
-    from darts_jax import zoo  # the zoo is made of genotypes, so it imports this module
+    from darts_jax import zoo  # not at the top: the zoo is made of genotypes
 
     if not isinstance(argument, str) or not argument.strip():
         raise UserError(
@@ -259,17 +240,13 @@ def load_genotype(argument: str) -> Genotype:
         return parse_text(argument)
     if zoo.has(argument):
         return zoo.load(argument)
-    if len(argument) > 4096 or "\0" in argument:
-        raise UserError(
-            f"genotype {_short(argument)!r} is neither a file nor a zoo name"
-        )
-    if argument.endswith(".json") or os.sep in argument or Path(argument).exists():
+    if argument.endswith(".json") or os.sep in argument or os.path.exists(argument):
         return load(argument)
-    raise unknown("genotype (no such file either)", argument, zoo.names())
+    raise unknown("genotype (no such file either)", shown(argument), zoo.names())
 
 
 def pretty(genotype: Genotype) -> str:
-    """Returns the cells as lines for a terminal: one line a node, its edges side by side."""
+    """Returns the cells as lines for a terminal: a line a node, edges side by side."""
     lines = [f"space {genotype.space}"]
     for kind, cell in genotype.cells.items():
         lines.append(f"{kind} cell, output {' + '.join(map(str, cell.concat))}")
@@ -283,35 +260,25 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _short(value: object) -> str:
-    """`value` as one short line, for error messages about hostile or broken input."""
-    text = " ".join(str(value).split())
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _show(value: object) -> str:
-    return repr(_short(value)) if isinstance(value, str) else _short(repr(value))
-
-
 def _checked_node(node: Any, target: int) -> tuple[tuple[str, int], ...]:
     """The edges into state `target` as tuples; raises UserError for a bad one."""
     if not isinstance(node, (list, tuple)):
         raise UserError(
-            f"node {target} is {_show(node)}, not a list of (primitive, source)"
+            f"node {target} is {shown(node)}, not a list of (primitive, source)"
         )
     edges = []
     for edge in node:
         if not isinstance(edge, (list, tuple)) or len(edge) != 2:
             raise UserError(
-                f"node {target}: {_show(edge)} is not a (primitive, source) pair"
+                f"node {target}: {shown(edge)} is not a (primitive, source) pair"
             )
         op, source = edge
         if not isinstance(op, str) or op not in PRIMITIVES:
-            raise unknown("primitive", _short(op), PRIMITIVES)
+            raise unknown("primitive", shown(op), PRIMITIVES)
         if not _is_int(source) or not 0 <= source < target:
             raise UserError(
-                f"node {target}: source {_show(source)} of {op} is not an earlier state; "
-                f"choices: 0 to {target - 1}"
+                f"node {target}: source {shown(source)} of {op} is not an earlier "
+                f"state; choices: 0 to {target - 1}"
             )
         edges.append((op, source))
     return tuple(edges)
@@ -323,7 +290,7 @@ def _fields(
     """`value` if it is a dict with the required fields and no unknown one."""
     if not isinstance(value, dict):
         raise UserError(
-            f"{what} is {_show(value)}, not an object with {', '.join(required)}"
+            f"{what} is {shown(value)}, not an object with {', '.join(required)}"
         )
     for field in required:
         if field not in value:
@@ -332,127 +299,5 @@ def _fields(
             )
     for field in value:
         if field not in required + optional:
-            raise unknown(f"{what} field", _short(field), required + optional)
+            raise unknown(f"{what} field", shown(field), required + optional)
     return value
-
-
-def _darts_text(genotype: Genotype) -> str:
-    if set(genotype.cells) != set(TEXT_KINDS):
-        kinds = ", ".join(genotype.cells)
-        raise UserError(
-            f"the text form holds the cells normal and reduce, not {kinds}; use JSON"
-        )
-    parts = []
-    for kind in TEXT_KINDS:
-        cell = genotype.cells[kind]
-        if cell.num_inputs != 2 or any(len(node) != 2 for node in cell.nodes):
-            raise UserError(
-                f"the text form needs two inputs and two edges a node; the {kind} cell has "
-                f"{cell.num_inputs} and {[len(node) for node in cell.nodes]}; use JSON"
-            )
-        edges = [edge for node in cell.nodes for edge in node]
-        parts.append(f"{kind}={edges!r}, {kind}_concat={list(cell.concat)!r}")
-    return f"Genotype({', '.join(parts)})"
-
-
-def _parse_darts(text: str) -> Genotype:
-    fields = _keywords(text)
-    wanted = [name for kind in TEXT_KINDS for name in (kind, f"{kind}_concat")]
-    for name in fields:
-        if name not in wanted:
-            raise unknown("Genotype(...) field", _short(name), wanted)
-    for name in wanted:
-        if name not in fields:
-            raise UserError(
-                f"genotype text has no field {name!r}; needed: {', '.join(wanted)}"
-            )
-    cells = {}
-    for kind in TEXT_KINDS:
-        edges = fields[kind]
-        if not isinstance(edges, list) or not edges or len(edges) % 2:
-            raise UserError(
-                f"genotype text: {kind} must be a list with two edges a node"
-            )
-        nodes = tuple((edges[i], edges[i + 1]) for i in range(0, len(edges), 2))
-        try:
-            cells[kind] = CellGenotype(nodes, fields[f"{kind}_concat"])
-        except UserError as error:
-            raise UserError(f"genotype text: {kind} cell: {error}") from None
-    return Genotype("darts", cells)
-
-
-def _keywords(text: str) -> dict[str, Any]:
-    """The keyword arguments of a `Genotype(...)` call, read as literals."""
-    form = (
-        "Genotype(normal=[('sep_conv_3x3', 1), ...], normal_concat=[...], reduce=...)"
-    )
-    try:
-        call = ast.parse(text, mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise UserError(f"genotype text {_short(text)!r} is not {form}") from None
-    if (
-        not isinstance(call, ast.Call)
-        or not isinstance(call.func, ast.Name)
-        or call.func.id != "Genotype"
-        or call.args
-    ):
-        raise UserError(f"genotype text {_short(text)!r} is not {form}")
-    return {str(keyword.arg): _literal(keyword.value) for keyword in call.keywords}
-
-
-def _literal(node: ast.expr) -> Any:
-    """A string, an integer, a list of literals, or the `range(2, 6)` of published texts."""
-    match node:
-        case ast.Constant(value=str() | int() as value):
-            return value
-        case ast.List(elts=items) | ast.Tuple(elts=items):
-            return [_literal(item) for item in items]
-        case ast.Call(
-            func=ast.Name(id="range"),
-            args=[
-                ast.Constant(value=int() as start),
-                ast.Constant(value=int() as stop),
-            ],
-            keywords=[],
-        ) if 0 <= start < stop <= 2 * MAX_NODES:
-            return list(range(start, stop))
-    kind = type(node).__name__
-    raise UserError(
-        f"genotype text may hold strings, integers and lists only, not {kind}"
-    )
-
-
-def _nas_bench_text(genotype: Genotype) -> str:
-    if set(genotype.cells) != {"cell"}:
-        raise UserError(
-            f"the text form holds one cell 'cell', not {', '.join(genotype.cells)}"
-        )
-    cell = genotype.cells["cell"]
-    parts = []
-    for i, node in enumerate(cell.nodes):
-        edges = sorted(node, key=lambda edge: edge[1])
-        if [source for _, source in edges] != list(range(i + 1)):
-            raise UserError(
-                "the text form needs one edge from every earlier state; use JSON"
-            )
-        parts.append("|" + "".join(f"{op}~{source}|" for op, source in edges))
-    return "+".join(parts)
-
-
-def _parse_nas_bench(text: str) -> Genotype:
-    nodes = []
-    for i, part in enumerate(text.split("+")):
-        names = part.strip("|").split("|")
-        edges = [re.fullmatch(r"(\w+)~(\d{1,3})", name) for name in names]
-        if part != "|" + "|".join(names) + "|" or None in edges:
-            raise UserError(
-                f"genotype text {_short(part)!r} is not |op~source|op~source|"
-            )
-        nodes.append(tuple((edge[1], int(edge[2])) for edge in edges if edge))
-        if [source for _, source in nodes[-1]] != list(range(i + 1)):
-            raise UserError(
-                f"genotype text {_short(part)!r} must name sources 0 to {i} in order"
-            )
-    return Genotype(
-        "nas_bench_201", {"cell": CellGenotype(tuple(nodes), (len(nodes),), 1)}
-    )

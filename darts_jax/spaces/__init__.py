@@ -1,4 +1,4 @@
-"""Search spaces as data: `SPACES[name](num_nodes=..., primitives=..., edge_primitives=...)`.
+"""Search spaces as data: `SPACES["darts"](num_nodes=4) -> Space`.
 
 A new space is one file with a builder and one line here.
 """

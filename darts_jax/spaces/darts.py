@@ -23,7 +23,7 @@ def darts(
     edge_primitives: Mapping[str, Sequence[Sequence[str]]] | None = None,
     name: str = "darts",
 ) -> Space:
-    """Returns the DARTS space: two cell kinds, a node keeps its two strongest predecessors.
+    """Returns the DARTS space: two cell kinds, a node keeps its two strongest edges.
 
     Raises UserError for unknown or repeated primitives and wrong counts.
     """

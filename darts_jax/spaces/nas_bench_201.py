@@ -19,7 +19,7 @@ def nas_bench_201(
     primitives: Sequence[str] | None = None,
     edge_primitives: Mapping[str, Sequence[Sequence[str]]] | None = None,
 ) -> Space:
-    """Returns the NAS-Bench-201 space: one cell kind, every edge keeps its best primitive.
+    """Returns the NAS-Bench-201 space: one cell, every edge keeps its best primitive.
 
     Raises UserError for unknown or repeated primitives and wrong counts.
     """

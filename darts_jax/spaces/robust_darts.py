@@ -12,7 +12,7 @@ from darts_jax.spaces.space import Space
 
 
 def darts_s1(*, num_nodes: int = 4) -> Space:
-    """Returns S1: the two strongest primitives of each of the 14 edges, its own per cell kind.
+    """Returns S1: two primitives for each of the 14 edges of each cell kind.
 
     Raises UserError if num_nodes is not 4: the lists are tied to the edges.
     """

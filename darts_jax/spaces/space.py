@@ -1,8 +1,8 @@
 """`Space`: what a search may choose from, as data; its checks and its uniform sample.
 
-States `0 .. num_inputs - 1` are the inputs of a cell, the intermediate nodes follow. Every node
-may receive every earlier state, so the edges are fixed by the two numbers: targets in order,
-and for each target its sources in order. That order is the E axis, `primitives` is the O axis.
+States `0 .. num_inputs - 1` are the inputs of a cell, the intermediate nodes follow.
+Every node may receive every earlier state, so two numbers fix the edges: targets in order,
+and for each target its sources in order. That order is the E axis, `primitives` the O axis.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,15 +20,15 @@ EdgePrimitives = Mapping[str, tuple[tuple[str, ...], ...]]
 
 @dataclass(frozen=True)
 class Space:
-    """A cell-based search space; frozen and hashable, built by the functions in `SPACES`.
+    """A cell-based search space; frozen, hashable, built by the functions in `SPACES`.
 
     edges: (source, target) in order, the E axis.
     primitives: the union over edges, in one fixed order, the O axis.
-    edge_primitives: None where every edge has every primitive, else {kind: per edge its names}.
-    edges_per_node: how many edges a derived node keeps; None where every edge is kept with its
-        best primitive, `none` among them (NAS-Bench-201).
+    edge_primitives: None where every edge has every primitive, else {kind: names per edge}.
+    edges_per_node: how many edges a derived node keeps; None where every edge is kept with
+        its best primitive, `none` among them (NAS-Bench-201).
     concat: the states that are concatenated to the cell's output.
-    skeleton: the family of networks the cells are stacked into, "darts" or "nas_bench_201".
+    skeleton: the family of networks that the cells make, "darts" or "nas_bench_201".
     """
 
     name: str
@@ -67,7 +67,7 @@ class Space:
         return len(self.edges)
 
     def allowed(self, kind: str, edge: int) -> tuple[str, ...]:
-        """Returns the primitives that edge number `edge` of cell `kind` may have, in O order."""
+        """Returns the primitives that an edge of cell `kind` may have, in O order."""
         if kind not in self.cell_kinds:
             raise unknown(f"cell kind of space {self.name}", kind, self.cell_kinds)
         return (
@@ -81,7 +81,7 @@ class Space:
         return tuple(e for e, (_, end) in enumerate(self.edges) if end == target)
 
     def choices(self, kind: str, edge: int) -> tuple[str, ...]:
-        """Returns the allowed primitives that a derived edge may have: `none` only if all stay."""
+        """Returns what a derived edge may have: `none` only where every edge is kept."""
         ops = self.allowed(kind, edge)
         return (
             ops
@@ -118,10 +118,10 @@ def make_space(
 ) -> Space:
     """Returns a checked Space; the builders' common part.
 
-    own: the space's own primitives, the default and the order of the O axis; other known
-        primitives come after them. The order in which a user lists them has no effect.
+    own: the space's own primitives, the default and the order of the O axis; other
+        known ones come after. The order in which a user lists them has no effect.
     output: "all" concatenates the intermediate nodes, "last" takes the last one.
-    Raises UserError for an unknown or repeated primitive, a wrong number of edges or of nodes.
+    Raises UserError for unknown or repeated primitives, wrong numbers of edges or nodes.
     """
     if isinstance(num_nodes, bool) or not isinstance(num_nodes, int):
         raise UserError(
@@ -171,12 +171,13 @@ def make_space(
 def check_genotype(genotype: Genotype, space: Space) -> None:
     """Raises UserError unless the genotype is one that `derive` can give for the space.
 
-    Published cells with primitives of their own (NASNet-A) or fewer edges (FairDARTS) build
-    networks all the same; only a search and its evaluators need membership.
+    Published cells with primitives of their own (NASNet-A) or fewer edges (FairDARTS)
+    build networks all the same; only a search and its evaluators need membership.
     """
     if genotype.space != space.skeleton:
         raise UserError(
-            f"genotype of space {genotype.space!r}; space {space.name} needs {space.skeleton!r}"
+            f"genotype of space {genotype.space!r}; "
+            f"space {space.name} needs {space.skeleton!r}"
         )
     if set(genotype.cells) != set(space.cell_kinds):
         raise UserError(
@@ -214,13 +215,13 @@ def _check_node(
 
 
 def random_genotype(space: Space, rng: np.random.Generator) -> Genotype:
-    """Returns a genotype drawn uniformly: per node its sources, per kept edge its primitive."""
+    """Returns a uniform draw: per node its sources, per kept edge its primitive."""
     cells = {}
     for kind in space.cell_kinds:
         nodes = []
         for target in range(space.num_inputs, space.num_inputs + space.num_nodes):
             incoming = space.incoming(target)
-            # State indices are contiguous, so the k-th incoming edge starts at source k.
+            # States are contiguous, so the k-th incoming edge starts at source k.
             sources = sorted(
                 rng.choice(len(incoming), space.kept(target), replace=False).tolist()
             )
@@ -234,7 +235,7 @@ def random_genotype(space: Space, rng: np.random.Generator) -> Genotype:
 def _in_order(
     name: str, chosen: Sequence[str], order: Sequence[str]
 ) -> tuple[str, ...]:
-    """`chosen` in the fixed order; raises UserError for an unknown, repeated or missing name."""
+    """`chosen` in the fixed order; raises UserError for unknown or repeated names."""
     if isinstance(chosen, str) or not isinstance(chosen, Sequence) or not chosen:
         raise UserError(
             f"space {name}: primitives must be a non-empty list, not {chosen!r}"
@@ -256,12 +257,13 @@ def _per_edge(
     order: tuple[str, ...],
     known: tuple[str, ...] | None,
 ) -> dict[str, tuple[tuple[str, ...], ...]]:
-    """The per-edge lists, each in order; raises UserError for wrong kinds, counts or names."""
+    """The per-edge lists in order; raises UserError for wrong kinds, counts or names."""
     if not isinstance(edge_primitives, Mapping) or set(edge_primitives) != set(
         cell_kinds
     ):
         raise UserError(
-            f"space {name}: edge_primitives must map each of {', '.join(cell_kinds)} to its lists"
+            f"space {name}: edge_primitives must have one entry for each of "
+            f"{', '.join(cell_kinds)}"
         )
     result = {}
     for kind in cell_kinds:
@@ -273,7 +275,8 @@ def _per_edge(
         ):
             count = len(lists) if isinstance(lists, Sequence) else repr(lists)
             raise UserError(
-                f"space {name}: edge_primitives of {kind} has {count} lists; needed: {num_edges}"
+                f"space {name}: edge_primitives of {kind} has {count} lists; "
+                f"needed: {num_edges}"
             )
         result[kind] = tuple(_in_order(name, ops, order) for ops in lists)
         for op in (op for ops in result[kind] for op in ops):

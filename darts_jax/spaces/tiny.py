@@ -1,4 +1,4 @@
-"""A small DARTS space for tests and first steps: it compiles in seconds on a laptop's CPU."""
+"""A small DARTS space for tests and first steps: it compiles in seconds on a CPU."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,7 +14,7 @@ def tiny(
     primitives: Sequence[str] | None = None,
     edge_primitives: Mapping[str, Sequence[Sequence[str]]] | None = None,
 ) -> Space:
-    """Returns the DARTS space with two nodes and four primitives; raises as `darts` does."""
+    """Returns the DARTS space with two nodes, four primitives; raises as `darts` does."""
     return darts(
         num_nodes=num_nodes,
         primitives=PRIMITIVES

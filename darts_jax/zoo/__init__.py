@@ -1,4 +1,4 @@
-"""Published genotypes as data: one JSON file each, with its paper, source and reported numbers.
+"""Published genotypes as data: one JSON file each, with paper, source and numbers.
 
 The files are read as package data, so they are there in an installed wheel too.
 """
@@ -34,13 +34,13 @@ def entry(name: str) -> dict[str, Any]:
 
 
 def load(name: str) -> Genotype:
-    """Returns the genotype of an entry, its name in any case; raises UserError if unknown."""
+    """Returns the genotype of an entry; raises UserError for an unknown name."""
     return Genotype.from_json(entry(name)["genotype"])
 
 
 @cache
 def _files() -> dict[str, str]:
-    """{lower-case name: name}. The folder is the registry: a new file is a new entry."""
+    """{lower-case name: name}; the folder is the registry, a new file a new entry."""
     folder = resources.files("darts_jax.zoo").iterdir()
     stems = [
         file.name[: -len(".json")] for file in folder if file.name.endswith(".json")
