@@ -99,7 +99,7 @@ def _weights() -> ConfigDict:
     weights.momentum = 0.9
     weights.nesterov = False
     weights.weight_decay = 3e-4  # coupled L2, added after the clipping
-    weights.clip = 5.0  # global norm of the gradient
+    weights.clip = 5.0  # largest global norm of the gradient; 0: no clipping
     weights.schedule = "cosine"  # or "exponential", "constant"; changes once an epoch
     weights.decay = 0.97  # "exponential": the factor of an epoch
     return weights

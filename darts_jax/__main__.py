@@ -19,7 +19,7 @@ from darts_jax.errors import UserError, unknown
 HELP_FLAGS = ("--help", "-h", "-help", "help")
 RUN_HELP = """
 configs/base.py lists every field with a comment; --config.SECTION.FIELD=VALUE overrides
-one. FILE:tiny is a run of seconds. The same command again resumes an interrupted run."""
+one. FILE:tiny is a run of seconds. The same command again resumes a stopped run."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -119,7 +119,7 @@ def use_compilation_cache() -> None:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether the error, or one that caused it, is a full disk, in orbax's words too."""
+    """Whether the error, or one that caused it, is a full disk; orbax has own words."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):

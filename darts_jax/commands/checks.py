@@ -45,7 +45,7 @@ CONDITIONS: dict[str, Condition] = {
     "weights.learning_rate_min": NOT_NEGATIVE,
     "weights.momentum": SHARE,
     "weights.weight_decay": NOT_NEGATIVE,
-    "weights.clip": POSITIVE,
+    "weights.clip": NOT_NEGATIVE,
     "weights.decay": FACTOR,
     "alphas.learning_rate": POSITIVE,
     "alphas.b1": SHARE,
