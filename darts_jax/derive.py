@@ -1,19 +1,20 @@
 """From edge weights to a genotype: the discretisation of DARTS, section 2.4 (floor 2).
 
-The rule, that of github.com/quark0/darts (`genotype()` in cnn/model_search.py). With `w` the
-edge weights after the relaxation, so that a softmax has shared its mass with `none`:
+The rule, that of github.com/quark0/darts (`genotype()` in cnn/model_search.py). With
+`w` the edge weights after the relaxation, so that a softmax has shared its mass with
+`none`:
 
     strength(j, i) = max over o != none of w[(j, i), o]
     the edges of node i = its two strongest predecessors j, the stronger first
     the primitive of edge (j, i) = argmax over o != none of w[(j, i), o]
 
 Ties go to the lower source and to the earlier primitive; a node with fewer predecessors
-than `space.edges_per_node` keeps them all; a primitive that the edge does not allow is never
-chosen, whatever its weight. Where `edges_per_node` is None (NAS-Bench-201) every edge stays
-with its argmax over all its primitives, `none` among them.
+than `space.edges_per_node` keeps them all; a primitive that the edge does not allow is
+never chosen, whatever its weight. Where `edges_per_node` is None (NAS-Bench-201) every
+edge stays with its argmax over all its primitives, `none` among them.
 
-Ranking edges by alphas with the `none` column dropped is a different rule, found in other
-implementations: it keeps other edges, because it forgets how sure an edge is of `none`.
+Ranking edges by alphas with the `none` column dropped is a different rule, found in
+other implementations: it forgets how much of its mass an edge gives to `none`.
 """
 
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ from darts_jax.spaces import Space
 def derive(space: Space, edge_weights: Mapping[str, Any]) -> Genotype:
     """Returns the strongest cells: {cell kind: [E, O] after relaxation} -> Genotype.
 
-    Raises UserError for a missing cell kind, a wrong shape or a weight that is not a number.
+    Raises UserError for a missing cell kind, a wrong shape or a weight that is nan.
     """
     cells = {}
     for kind in space.cell_kinds:
@@ -52,7 +53,7 @@ def derive(space: Space, edge_weights: Mapping[str, Any]) -> Genotype:
 def _strongest_edges(
     space: Space, weights: np.ndarray, target: int
 ) -> tuple[tuple[str, int], ...]:
-    """The kept edges into state `target`, from weights [E, O] with -inf where forbidden."""
+    """The kept edges into a state, from weights [E, O] with -inf where forbidden."""
     edges = list(space.incoming(target))
     if space.edges_per_node is not None:
         # sorted is stable, so equal edges stay in the order of their sources.

@@ -46,8 +46,9 @@ class CellGenotype:
     """One cell; made from tuples or lists, and checked to be a valid graph when made.
 
     nodes: per intermediate node its incoming (primitive, source) pairs; node `i` is
-        state `num_inputs + i`. The number of edges may differ from node to node, down to
-        none for a node that nothing uses (FairDARTS); a source may repeat (NASNet-A).
+        state `num_inputs + i`. The number of edges may differ from node to node, down
+        to none for a node that nothing uses (FairDARTS); a source may repeat
+        (NASNet-A).
     concat: the intermediate states that are concatenated to the cell's output.
     """
 
@@ -184,7 +185,7 @@ def parse_text(text: str) -> Genotype:
 
 
 def save(genotype: Genotype, path: str | os.PathLike[str]) -> None:
-    """Writes the genotype as JSON; a reader sees the old file or the new, never half."""
+    """Writes the genotype as JSON; a reader sees the old file or the new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The process id keeps two writers from sharing one temporary file.

@@ -2,8 +2,9 @@
 
 quark0/darts prints `Genotype(normal=[('sep_conv_3x3', 1), ...], normal_concat=[2, 3, 4,
 5], reduce=[...], reduce_concat=[...])`, two edges a node; NAS-Bench-201
-(arXiv:2001.00326) prints `|op~0|+|op~0|op~1|+...`, one edge from every earlier state. Text comes
-from command lines and strangers: it is read as literals, never evaluated, and its size is bounded.
+(arXiv:2001.00326) prints `|op~0|+|op~0|op~1|+...`, one edge from every earlier state.
+Text comes from command lines and strangers: it is read as literals, never evaluated,
+and its size is bounded.
 """
 
 import ast
@@ -26,7 +27,7 @@ def shown(value: object) -> str:
 
 
 def to_text(genotype: dict[str, Any]) -> str:
-    """Returns the notation of a JSON-form genotype; raises UserError where it has none."""
+    """Returns the notation of a JSON-form genotype; raises UserError if it has none."""
     cells = genotype["cells"]
     if genotype["space"] == "nas_bench_201":
         return _print_nas_bench(cells)
@@ -39,7 +40,7 @@ def to_text(genotype: dict[str, Any]) -> str:
 
 
 def parse(text: str) -> dict[str, Any]:
-    """Returns the JSON form of a text; raises UserError for anything but the notations."""
+    """Returns the JSON form of a text; raises UserError for all but the notations."""
     if not isinstance(text, str):
         raise UserError(f"genotype text is {shown(text)}, not a string")
     if len(text) > MAX_CHARACTERS:

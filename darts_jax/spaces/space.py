@@ -1,8 +1,9 @@
 """`Space`: what a search may choose from, as data; its checks and its uniform sample.
 
 States `0 .. num_inputs - 1` are the inputs of a cell, the intermediate nodes follow.
-Every node may receive every earlier state, so two numbers fix the edges: targets in order,
-and for each target its sources in order. That order is the E axis, `primitives` the O axis.
+Every node may receive every earlier state, so two numbers fix the edges: targets in
+order, and for each target its sources in order. That order is the E axis, `primitives`
+the O axis.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,9 +25,10 @@ class Space:
 
     edges: (source, target) in order, the E axis.
     primitives: the union over edges, in one fixed order, the O axis.
-    edge_primitives: None where every edge has every primitive, else {kind: names per edge}.
-    edges_per_node: how many edges a derived node keeps; None where every edge is kept with
-        its best primitive, `none` among them (NAS-Bench-201).
+    edge_primitives: None where every edge has every primitive, else {kind: the names
+        of each edge}.
+    edges_per_node: how many edges a derived node keeps; None where every edge is kept
+        with its best primitive, `none` among them (NAS-Bench-201).
     concat: the states that are concatenated to the cell's output.
     skeleton: the family of networks that the cells make, "darts" or "nas_bench_201".
     """
@@ -81,7 +83,7 @@ class Space:
         return tuple(e for e, (_, end) in enumerate(self.edges) if end == target)
 
     def choices(self, kind: str, edge: int) -> tuple[str, ...]:
-        """Returns what a derived edge may have: `none` only where every edge is kept."""
+        """Returns what a derived edge may have: no `none` unless all edges are kept."""
         ops = self.allowed(kind, edge)
         return (
             ops
@@ -121,7 +123,7 @@ def make_space(
     own: the space's own primitives, the default and the order of the O axis; other
         known ones come after. The order in which a user lists them has no effect.
     output: "all" concatenates the intermediate nodes, "last" takes the last one.
-    Raises UserError for unknown or repeated primitives, wrong numbers of edges or nodes.
+    Raises UserError for unknown or repeated primitives and wrong counts.
     """
     if isinstance(num_nodes, bool) or not isinstance(num_nodes, int):
         raise UserError(
@@ -257,7 +259,7 @@ def _per_edge(
     order: tuple[str, ...],
     known: tuple[str, ...] | None,
 ) -> dict[str, tuple[tuple[str, ...], ...]]:
-    """The per-edge lists in order; raises UserError for wrong kinds, counts or names."""
+    """The per-edge lists in order; raises UserError for wrong kinds or counts."""
     if not isinstance(edge_primitives, Mapping) or set(edge_primitives) != set(
         cell_kinds
     ):

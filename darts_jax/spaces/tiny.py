@@ -14,7 +14,7 @@ def tiny(
     primitives: Sequence[str] | None = None,
     edge_primitives: Mapping[str, Sequence[Sequence[str]]] | None = None,
 ) -> Space:
-    """Returns the DARTS space with two nodes, four primitives; raises as `darts` does."""
+    """Returns the DARTS space with two nodes and four primitives."""
     return darts(
         num_nodes=num_nodes,
         primitives=PRIMITIVES
