@@ -1,0 +1,119 @@
+"""Depthwise convolution, the operation that decides how fast a supernet is.
+
+Activations are `[C, B, H, W]`: a depthwise convolution is then a product batched over the
+leading channel axis, a pointwise convolution one matrix product `[C', C] x [C, BHW]`, and
+batch norm a reduction over trailing axes. Grouped convolutions of XLA:CPU take minutes to
+compile and seconds to run, so there the convolution is written as banded matrix products,
+whose automatic gradients of every order are matrix products again.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+
+@functools.cache
+def _band(size: int, kernel_size: int, stride: int, dilation: int) -> np.ndarray:
+    """Returns the 0/1 basis `[K, size, size']`; entry (j, i, o) says that tap j of output o
+    reads input i = o * stride + dilation * (j - K // 2)."""
+    out = -(-size // stride)
+    basis = np.zeros((kernel_size, size, out), np.float32)
+    for tap in range(kernel_size):
+        for target in range(out):
+            source = target * stride + dilation * (tap - (kernel_size - 1) // 2)
+            if 0 <= source < size:
+                basis[tap, source, target] = 1
+    return basis
+
+
+def banded_depthwise(
+    x: jax.Array, kernel: jax.Array, stride: int, dilation: int
+) -> jax.Array:
+    """Depthwise convolution as matrix products with banded matrices.
+
+    Args:
+        x: `[C, B, H, W]`.
+        kernel: `[n, K, K, C]`, n kernels a channel.
+        stride: of both image axes.
+        dilation: of both image axes; padding keeps `H' = ceil(H / stride)`.
+
+    Returns:
+        `[n, C, B, H', W']`.
+    """
+    channels, batch, height, width = x.shape
+    edges, size = kernel.shape[:2]
+    out_height, out_width = -(-height // stride), -(-width // stride)
+    columns = jnp.asarray(_band(width, size, stride, dilation), x.dtype)
+    if height <= 4 or (height <= 8 and edges == 1):
+        # A small image is one row: a single [HW, H'W'] matrix a channel.
+        rows = jnp.asarray(_band(height, size, stride, dilation), x.dtype)
+        matrix = jnp.einsum("nijc,ihg,jwv->chwngv", kernel, rows, columns)
+        matrix = matrix.reshape(channels, height * width, -1)
+        y = jnp.matmul(x.reshape(channels, batch, height * width), matrix)
+        y = y.reshape(channels, batch, edges, out_height, out_width)
+        return y.transpose(2, 0, 1, 3, 4)
+    matrix = jnp.einsum("nijc,jwv->ciwnv", kernel, columns)
+    matrix = matrix.reshape(channels, size * width, edges * out_width)
+    pad = dilation * (size - 1) // 2
+    padded = jnp.pad(x, ((0, 0), (0, 0), (pad, pad), (0, 0)))
+    span = (out_height - 1) * stride + 1
+    shifted = [
+        padded[:, :, tap * dilation : tap * dilation + span : stride]
+        for tap in range(size)
+    ]
+    stacked = jnp.stack(shifted, 3).reshape(channels, batch * out_height, size * width)
+    y = jnp.matmul(stacked, matrix)
+    y = y.reshape(channels, batch, out_height, edges, out_width)
+    return y.transpose(3, 0, 1, 2, 4)
+
+
+def grouped_depthwise(
+    x: jax.Array, kernel: jax.Array, stride: int, dilation: int
+) -> jax.Array:
+    """The same as `banded_depthwise` by the grouped convolution of the backend."""
+    channels, batch = x.shape[:2]
+    edges, size = kernel.shape[:2]
+    pad = dilation * (size - 1) // 2
+    y = lax.conv_general_dilated(
+        x,
+        # Output feature c * n + e belongs to group c.
+        kernel.transpose(1, 2, 3, 0).reshape(size, size, 1, channels * edges),
+        window_strides=(stride, stride),
+        padding=((pad, pad), (pad, pad)),
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=("CNHW", "HWIO", "CNHW"),
+        feature_group_count=channels,
+    )
+    y = y.reshape(channels, edges, batch, *y.shape[2:])
+    return y.transpose(1, 0, 2, 3, 4)
+
+
+# What is fastest a backend; a backend that is not named takes "banded".
+DEPTHWISE = {"banded": banded_depthwise, "grouped": grouped_depthwise}
+BY_BACKEND = {"cpu": "banded"}
+
+
+def depthwise_conv(
+    x: jax.Array, kernel: jax.Array, *, stride: int = 1, dilation: int = 1
+) -> jax.Array:
+    """Convolves every channel with its own kernel, for all edges that share it at once.
+
+    Args:
+        x: `[C, B, H, W]`, one source state for all n edges, or `[n, C, B, H, W]`, one each.
+        kernel: `[n, K, K, C]`.
+        stride: 1 or 2.
+        dilation: 1 or 2; zero padding is `dilation * (K - 1) / 2` on every side.
+
+    Returns:
+        `[n, C, B, ceil(H / stride), ceil(W / stride)]`.
+    """
+    convolve = DEPTHWISE[BY_BACKEND.get(jax.default_backend(), "banded")]
+    if x.ndim == 4:
+        return convolve(x, kernel, stride, dilation)
+    edges, channels = x.shape[:2]
+    merged = kernel.transpose(1, 2, 0, 3).reshape(1, *kernel.shape[1:3], -1)
+    y = convolve(x.reshape(edges * channels, *x.shape[2:]), merged, stride, dilation)
+    return y.reshape(edges, channels, *y.shape[2:])

@@ -1,0 +1,182 @@
+"""The layers that operations are made of: convolutions, batch norm, pools, linear.
+
+Activations are `[C, B, H, W]`, or `[n, C, B, H, W]` when n edges each have their own.
+Parameters get their values in `initial.py`, not here, hence the zero initialisers.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from darts_jax.models.depthwise import depthwise_conv
+
+ZEROS, ONES = nn.initializers.zeros, nn.initializers.ones
+IMAGE_AXES = (-3, -2, -1)  # batch, height, width
+
+
+class DepthwiseConv(nn.Module):
+    """Depthwise convolution, `[C, B, H, W]` or `[n, C, B, H, W]` to `[n, C, B, H', W']`."""
+
+    edges: int
+    kernel_size: int
+    stride: int = 1
+    dilation: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        size, channels = self.kernel_size, x.shape[-4]
+        kernel = self.param(
+            "depthwise", ZEROS, (self.edges, size, size, channels), jnp.float32
+        )
+        return depthwise_conv(x, kernel, stride=self.stride, dilation=self.dilation)
+
+
+class PointwiseConv(nn.Module):
+    """1x1 convolution per edge, `[n, C, B, H, W]` to `[n, C', B, H, W]`."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (x.shape[0], x.shape[1], self.channels)
+        kernel = self.param("pointwise", ZEROS, shape, jnp.float32)
+        return jnp.einsum("ncbhw,ncd->ndbhw", x, kernel)
+
+
+class Conv(nn.Module):
+    """Dense convolution without bias, `[C, B, H, W]` to `[n, C', B, H', W']`.
+
+    The n edges read one source state, so their kernels are one convolution with n * C'
+    output channels.
+    """
+
+    channels: int
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    edges: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.edges, *self.kernel_size, x.shape[0], self.channels)
+        kernel = self.param("conv", ZEROS, shape, jnp.float32)
+        if self.kernel_size == (1, 1) and self.padding == (0, 0):
+            # A matrix product: XLA's own rewrite of 1x1 convolutions misses this layout.
+            x = x[:, :, :: self.stride[0], :: self.stride[1]]
+            return jnp.einsum("cbhw,ncd->ndbhw", x, kernel[:, 0, 0])
+        y = lax.conv_general_dilated(
+            x,
+            kernel.transpose(1, 2, 3, 0, 4).reshape(*shape[1:4], -1),
+            window_strides=self.stride,
+            padding=[(pad, pad) for pad in self.padding],
+            dimension_numbers=("CNHW", "HWIO", "CNHW"),
+        )
+        return y.reshape(self.edges, self.channels, *y.shape[1:])
+
+
+class BatchNorm(nn.Module):
+    """Batch norm over batch and image axes, with PyTorch's rules (Ioffe and Szegedy 2015).
+
+    Normalises with the biased batch variance; the running variance takes the unbiased one:
+    `running = 0.9 * running + 0.1 * batch`. Input `[..., C, B, H, W]`. With `edges`, an input
+    `[C, B, H, W]` that n edges share has running statistics of its own for every edge, as
+    the reference has; in training the normalised value is the same for all of them, so it
+    is computed once and returned as `[1, C, B, H, W]`.
+    """
+
+    affine: bool = True
+    evaluation: str = "running"  # or "batch": batch statistics in evaluation too
+    edges: int = 0
+    momentum: float = 0.9  # the share of the old value that is kept
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        if self.edges:
+            x = x[None]
+        features = x.shape[:-3]
+        stored = (self.edges, *features[1:]) if self.edges else features
+        mean = self.variable("batch_stats", "mean", jnp.zeros, stored, jnp.float32)
+        var = self.variable("batch_stats", "var", jnp.ones, stored, jnp.float32)
+        if train or self.evaluation == "batch":
+            batch_mean = x.mean(IMAGE_AXES, keepdims=True)
+            centred = x - batch_mean
+            batch_var = jnp.square(centred).mean(IMAGE_AXES, keepdims=True)
+            if train and not self.is_initializing():
+                count = x.size // int(np.prod(features))
+                kept, unbiased = self.momentum, count / max(count - 1, 1)
+                mean.value = kept * mean.value + (1 - kept) * batch_mean[..., 0, 0, 0]
+                var.value = (
+                    kept * var.value + (1 - kept) * unbiased * batch_var[..., 0, 0, 0]
+                )
+            y = centred * lax.rsqrt(batch_var + self.epsilon)
+        else:
+            scale = lax.rsqrt(var.value + self.epsilon)[..., None, None, None]
+            y = (x - mean.value[..., None, None, None]) * scale
+        if self.affine:
+            scale = self.param("scale", ONES, stored, jnp.float32)
+            bias = self.param("bias", ZEROS, stored, jnp.float32)
+            y = y * scale[..., None, None, None] + bias[..., None, None, None]
+        return y
+
+
+class Linear(nn.Module):
+    """`[B, C]` to `[B, classes]` with a bias."""
+
+    num_outputs: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param(
+            "linear", ZEROS, (x.shape[-1], self.num_outputs), jnp.float32
+        )
+        # The name tells initial.py the fan-in that PyTorch scales the bias by.
+        bias = self.param(
+            f"bias_of_{x.shape[-1]}", ZEROS, (self.num_outputs,), jnp.float32
+        )
+        return x @ kernel + bias
+
+
+def _shifts(
+    x: jax.Array, axis: int, size: int, stride: int, pad: int, fill: float
+) -> list[jax.Array]:
+    """Returns the `size` strided views of `x` that a window sees along `axis`."""
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (pad, pad)
+    padded = jnp.pad(x, widths, constant_values=fill)
+    out = (x.shape[axis] + 2 * pad - size) // stride + 1
+    return [
+        lax.slice_in_dim(padded, tap, tap + (out - 1) * stride + 1, stride, axis)
+        for tap in range(size)
+    ]
+
+
+def max_pool(x: jax.Array, *, stride: int) -> jax.Array:
+    """3x3 max pool with padding 1, `[..., H, W]` to `[..., H', W']`.
+
+    Of equal values the first in row-major order takes the gradient, as in PyTorch: columns
+    are compared first, then rows, and only a strictly greater value replaces the first.
+    """
+    for axis in (-1, -2):
+        views = _shifts(x, x.ndim + axis, 3, stride, 1, -jnp.inf)
+        x = views[0]
+        for view in views[1:]:
+            x = jnp.where(view > x, view, x)
+    return x
+
+
+def avg_pool(
+    x: jax.Array, *, size: int = 3, stride: int = 1, pad: int = 1
+) -> jax.Array:
+    """Average pool, `[..., H, W]` to `[..., H', W']`; padding is left out of the count."""
+    counts = []
+    for axis in (-1, -2):
+        length = x.shape[axis]
+        x = sum(_shifts(x, x.ndim + axis, size, stride, pad, 0.0))
+        starts = np.arange(x.shape[axis]) * stride - pad
+        counts.append(
+            np.minimum(starts + size, length) - np.maximum(starts, 0)  # taps inside
+        )
+    return x * jnp.asarray(1.0 / np.outer(counts[1], counts[0]), x.dtype)

@@ -1,0 +1,152 @@
+"""The derived network: what a genotype builds, to be trained from scratch."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from darts_jax.errors import UserError
+from darts_jax.genotype import CellGenotype, Genotype
+from darts_jax.models.layers import BatchNorm
+from darts_jax.models.model import as_model
+from darts_jax.models.operations import OPERATIONS, Norm, preprocess
+from darts_jax.models.skeleton import (
+    DartsSkeleton,
+    NasBench201Skeleton,
+    reduction_cells,
+)
+from darts_jax.types import Model
+
+
+def drop_path(x: jax.Array, probability: Any, key: jax.Array) -> jax.Array:
+    """Zeroes whole samples with `probability`, scales the others up (Larsson et al. 2017).
+
+    Args:
+        x: `[C, B, H, W]`.
+        probability: of dropping, 0 <= p < 1; may be traced.
+        key: PRNG key.
+    """
+    keep = 1.0 - probability
+    mask = jax.random.bernoulli(key, keep, (x.shape[1],))
+    return x * (mask / keep).astype(x.dtype)[:, None, None]
+
+
+class DerivedCell(nn.Module):
+    """A discrete cell: a node is the sum of its operations, the output a concatenation."""
+
+    genotype: CellGenotype
+    channels: int
+    reduction: bool
+    reduction_previous: bool
+    norm: Norm
+
+    @nn.compact
+    def __call__(
+        self, *inputs: jax.Array, drop_path_probability: Any, train: bool
+    ) -> jax.Array:
+        states = preprocess(
+            inputs, self.channels, self.reduction_previous, self.norm, train
+        )
+        for number, node in enumerate(self.genotype.nodes):
+            total: Any = 0.0
+            for row, (primitive, source) in enumerate(node):
+                stride = 2 if self.reduction and source < len(inputs) else 1
+                build = OPERATIONS[primitive]
+                name = f"node{number}_edge{row}_{primitive}"
+                operation = build(self.channels, stride, 1, self.norm, name=name)
+                y = operation(states[source], train=train)[0]
+                identity = primitive == "skip_connect" and stride == 1
+                if train and drop_path_probability is not None and not identity:
+                    y = drop_path(y, drop_path_probability, self.make_rng("drop_path"))
+                total += y
+            states.append(total)
+        return jnp.concatenate([states[node] for node in self.genotype.concat], 0)
+
+
+def _check_auxiliary(image_shape: tuple[int, ...], num_cells: int, stem: str) -> None:
+    """Raises UserError where the auxiliary head's 5x5 pool would not fit."""
+    size = min(image_shape[:2])
+    halvings = 3 if stem == "imagenet" else 0
+    halvings += sum(i <= 2 * num_cells // 3 for i in reduction_cells(num_cells))
+    for _ in range(halvings):
+        size = -(-size // 2)
+    smallest = 8 if stem == "cifar" else 7  # what leaves the 2x2 convolution one pixel
+    if size < smallest:
+        raise UserError(
+            f"model.auxiliary=True needs feature maps of {smallest}x{smallest} at 2/3 of "
+            f"the depth, images of {image_shape[0]}x{image_shape[1]} give {size}x{size}; "
+            "set model.auxiliary=False"
+        )
+
+
+def make_network(
+    genotype: Genotype,
+    *,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    num_cells: int,
+    channels: int,
+    stem_multiplier: int = 3,
+    stem: str = "cifar",
+    auxiliary: bool = False,
+) -> Model:
+    """Returns the network of `genotype` as a `Model`; all batch norm is affine.
+
+    Args:
+        genotype: the cells.
+        image_shape: (H, W, C) of the input images.
+        num_classes: of the classifier.
+        num_cells: in all (DARTS), or a stage (NAS-Bench-201).
+        channels: of the first cells.
+        stem_multiplier: the CIFAR stem has `stem_multiplier * channels` channels.
+        stem: "cifar" or "imagenet".
+        auxiliary: with an auxiliary head: in training `apply` then returns
+            `(logits, auxiliary_logits)`.
+
+    Raises:
+        UserError: the images are too small for the auxiliary head.
+    """
+    norm = functools.partial(BatchNorm, affine=True)
+    skeleton = "nas_bench_201" if "cell" in genotype.cells else "darts"
+
+    def make_cell(
+        kind: str,
+        cell_channels: int,
+        reduction: bool,
+        reduction_previous: bool,
+        name: str,
+    ) -> nn.Module:
+        return DerivedCell(
+            genotype.cells[kind],
+            cell_channels,
+            reduction,
+            reduction_previous,
+            norm,
+            name=name,
+        )
+
+    if skeleton == "darts":
+        if auxiliary:
+            _check_auxiliary(image_shape, num_cells, stem)
+        module: nn.Module = DartsSkeleton(
+            make_cell,
+            num_cells,
+            channels,
+            num_classes,
+            norm,
+            norm,
+            stem_multiplier=stem_multiplier,
+            stem=stem,
+            auxiliary=auxiliary,
+        )
+    else:
+        module = NasBench201Skeleton(
+            make_cell, num_cells, channels, num_classes, norm, norm
+        )
+
+    def cell_arguments(drop_path: Any = None) -> dict[str, Any]:
+        return {"drop_path_probability": drop_path}
+
+    return as_model(module, image_shape, cell_arguments(), cell_arguments)

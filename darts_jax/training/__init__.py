@@ -1,0 +1,1 @@
+"""Steps, loops, optimizers, checkpoints and run directories."""

@@ -1,0 +1,31 @@
+"""Losses and accuracies."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def cross_entropy(
+    logits: jax.Array, labels: jax.Array, *, smoothing: float = 0.0
+) -> jax.Array:
+    """Returns the cross entropy of every example, `[B, classes]` and `[B]` to `[B]`.
+
+    With `smoothing` s the target is (1 - s) at the label plus s / classes everywhere
+    (Szegedy et al. 2016).
+    """
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if smoothing:
+        uniform = -jax.nn.log_softmax(logits).mean(-1)
+        losses = (1 - smoothing) * losses + smoothing * uniform
+    return losses
+
+
+def correct_in_top(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
+    """Returns whether the label is among the k largest logits, `[B]` bool."""
+    own = jnp.take_along_axis(logits, labels[:, None], -1)
+    return (logits > own).sum(-1) < k
+
+
+def entropy(edge_weights: jax.Array) -> jax.Array:
+    """Returns the mean entropy over edges in nats, `[E, O]` to `[]`; 0 log 0 is 0."""
+    return -jax.scipy.special.xlogy(edge_weights, edge_weights).sum(-1).mean()

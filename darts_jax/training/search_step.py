@@ -1,0 +1,172 @@
+"""The search step: one upper-level update of the alphas, one lower-level of the weights.
+
+This is Algorithm 1 of DARTS (Liu et al. 2019) as the authors' code runs it: the alphas step
+first, with the valid batch (and, second order, the train batch), then the weights step on
+the same train batch.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from darts_jax.bilevel import Hypergradient, Loss
+from darts_jax.one_shot import OneShot
+from darts_jax.spaces import Space
+from darts_jax.training.metrics import correct_in_top, cross_entropy
+from darts_jax.types import Alphas, Batch, BatchStats, Model, SearchState, Weights
+
+Metrics = dict[str, jax.Array]
+SearchStep = Callable[[SearchState, Batch, Batch], tuple[SearchState, Metrics]]
+
+KEPT = 0.9  # share of a running statistic that one pass keeps (models.layers.BatchNorm)
+
+
+class Optimizers(NamedTuple):
+    """weights and alphas as they are updated; `virtual` is `weights` without clipping."""
+
+    weights: optax.GradientTransformation
+    virtual: optax.GradientTransformation
+    alphas: optax.GradientTransformation
+
+
+def initial_search_state(
+    model: Model,
+    strategy: OneShot,
+    space: Space,
+    optimizers: Optimizers,
+    key: jax.Array,
+    *,
+    alpha_scale: float,
+) -> SearchState:
+    """Returns the state before the first step; everything random comes from `key`."""
+    weights_key, alphas_key, run_key = jax.random.split(key, 3)
+    weights, batch_stats = model.init(weights_key)
+    alphas = strategy.initial_alphas(space, alphas_key, alpha_scale)
+    return SearchState(
+        step=jnp.zeros((), jnp.int32),
+        key=run_key,
+        weights=weights,
+        batch_stats=batch_stats,
+        weight_opt=optimizers.weights.init(weights),
+        alphas=alphas,
+        alpha_opt=optimizers.alphas.init(alphas),
+    )
+
+
+def after_passes(old: BatchStats, passes: list[BatchStats]) -> BatchStats:
+    """Returns the running statistics after several passes in a row.
+
+    Every pass reports `kept * old + (1 - kept) * batch` with the same `old`, since all of
+    them ran from one state; in the reference each starts from the one before.
+    """
+    running = old
+    for observed in passes:
+        running = jax.tree.map(
+            lambda r, o, s: KEPT * r + (s - KEPT * o), running, old, observed
+        )
+    return running
+
+
+def make_search_step(
+    model: Model,
+    strategy: OneShot,
+    space: Space,
+    optimizers: Optimizers,
+    hypergradient: Callable[..., Hypergradient],
+    *,
+    order: str = "alphas_first",
+) -> SearchStep:
+    """Returns `search_step(state, train_batch, valid_batch) -> (state, metrics)`.
+
+    Args:
+        model: the supernet.
+        strategy: the one-shot method.
+        space: the search space.
+        optimizers: of both levels.
+        hypergradient: one of `bilevel.HYPERGRADIENTS`.
+        order: "alphas_first" (DARTS) or "weights_first" (NAS-Bench-201's runs).
+
+    The metrics are means over the batch: train_loss, train_accuracy (before the weights
+    step), valid_loss, valid_accuracy (at the alphas step).
+    """
+
+    def loss_of(state: SearchState) -> Loss:
+        key = jax.random.fold_in(state.key, state.step)
+
+        def loss(weights: Weights, alphas: Alphas, batch: Batch) -> tuple:
+            logits, stats = model.apply(
+                weights,
+                state.batch_stats,
+                batch.images,
+                strategy.relax(space, alphas),
+                train=True,
+                key=key,
+            )
+            value = cross_entropy(logits, batch.labels).mean()
+            accuracy = correct_in_top(logits, batch.labels, 1).mean()
+            return value, (stats, accuracy)
+
+        return loss
+
+    def alphas_step(
+        state: SearchState, train_batch: Batch, valid_batch: Batch
+    ) -> tuple[SearchState, Metrics]:
+        def virtual_step(weights: Weights, grads: Weights) -> Weights:
+            updates, _ = optimizers.virtual.update(grads, state.weight_opt, weights)
+            return optax.apply_updates(weights, updates)
+
+        result = hypergradient(
+            loss_of(state),
+            virtual_step,
+            state.weights,
+            state.alphas,
+            train_batch,
+            valid_batch,
+        )
+        updates, alpha_opt = optimizers.alphas.update(
+            result.alphas, state.alpha_opt, state.alphas
+        )
+        passes = [stats for stats, _ in result.train_aux]
+        valid_stats, accuracy = result.valid_aux
+        if result.own_weights:
+            passes.append(valid_stats)
+        state = state._replace(
+            alphas=optax.apply_updates(state.alphas, updates),
+            alpha_opt=alpha_opt,
+            batch_stats=after_passes(state.batch_stats, passes),
+        )
+        return state, {"valid_loss": result.value, "valid_accuracy": accuracy}
+
+    def weights_step(
+        state: SearchState, train_batch: Batch
+    ) -> tuple[SearchState, Metrics]:
+        (value, (stats, accuracy)), grads = jax.value_and_grad(
+            loss_of(state), has_aux=True
+        )(state.weights, state.alphas, train_batch)
+        updates, weight_opt = optimizers.weights.update(
+            grads, state.weight_opt, state.weights
+        )
+        state = state._replace(
+            weights=optax.apply_updates(state.weights, updates),
+            weight_opt=weight_opt,
+            batch_stats=stats,
+        )
+        return state, {"train_loss": value, "train_accuracy": accuracy}
+
+    def search_step(
+        state: SearchState, train_batch: Batch, valid_batch: Batch
+    ) -> tuple[SearchState, Metrics]:
+        metrics: dict[str, Any] = {}
+        levels = [
+            lambda s: alphas_step(s, train_batch, valid_batch),
+            lambda s: weights_step(s, train_batch),
+        ]
+        for level in levels if order == "alphas_first" else levels[::-1]:
+            state, reported = level(state)
+            metrics |= reported
+        return state._replace(step=state.step + 1), metrics
+
+    return search_step
