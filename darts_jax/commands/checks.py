@@ -93,7 +93,7 @@ def check_names(flat: Mapping[str, Any]) -> None:
     """Raises UserError where a field names something that no registry holds."""
     # Imported here: they pull in jax, which a mistake in a number need not wait for.
     from darts_jax.bilevel import HYPERGRADIENTS
-    from darts_jax.data import DATASETS
+    from darts_jax.data import AUGMENTATIONS, DATASETS
     from darts_jax.one_shot import ONE_SHOT
     from darts_jax.spaces import SPACES
 
@@ -102,6 +102,7 @@ def check_names(flat: Mapping[str, Any]) -> None:
         "one_shot": ONE_SHOT,
         "hypergradient": HYPERGRADIENTS,
         "dataset.name": DATASETS,
+        "augmentation.name": AUGMENTATIONS,
     }
     for field, registry in registries.items():
         if field in flat and flat[field] not in registry:

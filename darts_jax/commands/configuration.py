@@ -23,6 +23,7 @@ from ml_collections.config_flags import config_flags
 from darts_jax.commands import flags as command_flags
 from darts_jax.commands.checks import check_names, check_values
 from darts_jax.errors import UserError, unknown
+from darts_jax.training.records import flatten
 
 PRESETS: dict[str, dict[str, Any]] = {
     "code": {
@@ -162,17 +163,6 @@ def _failure(path: Path, error: Exception) -> str:
     own = [f for f in frames if Path(f.filename).resolve().parent == folder]
     where = f"{own[-1].filename}, line {own[-1].lineno}" if own else str(path)
     return f"{where}: {type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns `{"section.field": value}` of a nested dict."""
-    flat: dict[str, Any] = {}
-    for name, value in nested.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> None:

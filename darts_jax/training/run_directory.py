@@ -1,0 +1,244 @@
+"""A run directory: one run, one process, one config; opening it again resumes the run.
+
+config.json     the resolved config     manifest.json   versions, devices, command, seed
+metrics.jsonl   one row an epoch        metrics.csv     the same for a spreadsheet
+timing.jsonl    seconds an epoch        genotypes.jsonl the derived genotype an epoch
+checkpoints/    see checkpoints.py      tensorboard/    scalars
+result.json     only of a complete run  lock            held while a process works here
+"""
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from darts_jax.errors import UserError
+from darts_jax.training import manifest, records
+
+ROWS = ("metrics", "genotypes", "timing")
+# What changes nothing of the result, so that a resumed run may have it otherwise.
+FREE_FIELDS = ("progress", "tensorboard", "log_every_steps", "dataset.data_dir")
+LOCK = "lock"
+
+
+class RunDirectory:
+    """The open run: its rows and files; a context manager that gives the lock back.
+
+    path: the directory. config: as recorded in config.json. resumed: whether it was there.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any], lock: TextIO) -> None:
+        self.path = path
+        self.config = config
+        self.resumed = False
+        self.checkpoints = path / "checkpoints"
+        self._lock = lock
+        self._metrics = records.read_rows(path / "metrics.jsonl")
+        self._tensorboard: Any = None
+
+    def __enter__(self) -> "RunDirectory":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the TensorBoard file and gives the lock back."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+            self._tensorboard = None
+        self._lock.close()
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The content of result.json: None while the run is not complete."""
+        path = self.path / "result.json"
+        return _read_object(path) if path.is_file() else None
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes `value` to the file `name` of the run, atomically."""
+        records.write_json(self.path / name, value)
+
+    def append(self, name: str, row: Mapping[str, Any]) -> None:
+        """Appends a row with an "epoch" to the file `name`.jsonl, a name in ROWS.
+
+        It is on the disk on return. The row of "metrics" also goes to metrics.csv.
+        """
+        if name not in ROWS:
+            raise ValueError(f"no rows {name!r}: {', '.join(ROWS)}")
+        records.append_row(self.path / f"{name}.jsonl", row)
+        if name == "metrics":
+            self._metrics.append(records.plain(row))
+            self._write_csv()
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """Returns the whole rows of `name`.jsonl."""
+        return records.read_rows(self.path / f"{name}.jsonl")
+
+    def truncate_after(self, epoch: int) -> None:
+        """Drops rows of later epochs than `epoch` (-1: all) and torn ones, to resume."""
+        for name in ROWS:
+            rows = records.truncate_rows(self.path / f"{name}.jsonl", epoch)
+            if name == "metrics":
+                self._metrics = rows
+        if self._metrics or (self.path / "metrics.csv").is_file():
+            self._write_csv()
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Writes `{tag: value}` at `step` for TensorBoard, unless the config says no."""
+        if not self.config.get("tensorboard", True):
+            return
+        if self._tensorboard is None:
+            from tensorboardX import SummaryWriter
+
+            # The viewer hides what an interrupted process wrote beyond this step.
+            last = self._metrics[-1].get("step", 0) if self._metrics else -1
+            self._tensorboard = SummaryWriter(
+                str(self.path / "tensorboard"), purge_step=last + 1
+            )
+        for tag, value in values.items():
+            self._tensorboard.add_scalar(tag, float(value), step)
+        self._tensorboard.flush()
+
+    def _write_csv(self) -> None:
+        records.write_atomic(self.path / "metrics.csv", records.to_csv(self._metrics))
+
+
+def open_run(
+    workdir: Path, command: str, config: Mapping[str, Any], argv: Sequence[str]
+) -> RunDirectory:
+    """Creates the run directory, or opens it again to resume, and takes its lock.
+
+    command: "search" or "retrain". config: resolved. argv: for the manifest.
+
+    Raises:
+        UserError: another process has it, another command or config made it, it holds
+            files of something else, or it cannot be written.
+    """
+    path = Path(workdir).absolute()
+    resolved = records.plain(config)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        _check_is_run_or_empty(path)
+        lock = _take_lock(path)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        reason = error.strerror or str(error)
+        raise UserError(f"cannot use run directory {workdir}: {reason}") from error
+    try:
+        run = RunDirectory(path, resolved, lock)
+        if (path / "config.json").is_file():
+            _resume(run, command, argv)
+        else:
+            seed = int(resolved.get("seed", 0))
+            run.write_json("manifest.json", manifest.describe(command, argv, seed))
+            run.write_json("config.json", resolved)  # last: it makes the folder a run
+        return run
+    except BaseException:
+        lock.close()
+        raise
+
+
+def read_run(workdir: Path) -> tuple[str, dict[str, Any]]:
+    """Returns the command and the config of the run in `workdir`, to read only.
+
+    Raises:
+        UserError: there is no run.
+    """
+    path = Path(workdir)
+    for name in ("config.json", "manifest.json"):
+        if not (path / name).is_file():
+            raise UserError(f"no run in {str(workdir)!r}: it has no {name}")
+    config, made = (
+        _read_object(path / "config.json"),
+        _read_object(path / "manifest.json"),
+    )
+    return str(made.get("command")), config
+
+
+def _check_is_run_or_empty(path: Path) -> None:
+    if (path / "config.json").is_file():
+        return
+    ours = {LOCK, "manifest.json"}  # what a process killed at the start leaves
+    others = sorted(
+        p.name
+        for p in path.iterdir()
+        if p.name not in ours and not (p.name[0] == "." and p.suffix == ".tmp")
+    )
+    if others:
+        raise UserError(
+            f"run directory {path} holds other files ({', '.join(others[:3])}) and no "
+            "run; name a new or an empty folder"
+        )
+
+
+def _take_lock(path: Path) -> TextIO:
+    """Locks the run for this process; the system frees the lock when the process ends."""
+    lock = open(path / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 (held until close)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.seek(0)
+        holder = lock.read().strip() or "unknown"
+        lock.close()
+        raise UserError(
+            f"run directory {path} is in use by process {holder}"
+        ) from error
+    lock.truncate(0)
+    lock.write(f"{os.getpid()}\n")
+    lock.flush()
+    return lock
+
+
+def _resume(run: RunDirectory, command: str, argv: Sequence[str]) -> None:
+    made_by, recorded = read_run(run.path)
+    if made_by != command:
+        raise UserError(f"{run.path} holds a {made_by} run; name another for {command}")
+    differences = config_differences(recorded, run.config)
+    if differences:
+        raise UserError(
+            f"{run.path} was started with another config: {', '.join(differences)}; "
+            "name another --workdir or give the recorded values"
+        )
+    if recorded != run.config:
+        run.write_json("config.json", run.config)
+    made = _read_object(run.path / "manifest.json")
+    restart = {
+        "started": manifest.now(),
+        "argv": list(argv),
+        "versions": manifest.versions(),
+        **manifest.source_commit(),
+    }
+    made["restarts"] = [*made.get("restarts", []), restart]
+    run.write_json("manifest.json", made)
+    run.resumed = True
+
+
+def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Returns "field old -> new" of every field that may not change on resume."""
+    before, after = records.flatten(old), records.flatten(new)
+    return [
+        f"{field} {before.get(field, 'absent')!r} -> {after.get(field, 'absent')!r}"
+        for field in sorted({*before, *after} - set(FREE_FIELDS))
+        if before.get(field, "absent") != after.get(field, "absent")
+    ]
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return value
