@@ -1,0 +1,90 @@
+"""Data sets, batches and augmentation.
+
+A new data set is one file with a function `Request -> Source` and one line in DATASETS.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from darts_jax.data import prepared
+from darts_jax.data.augment import AUGMENTATIONS, augment, normalise
+from darts_jax.data.batches import epoch_batches, epoch_order, iid_batches
+from darts_jax.data.cifar import cifar10, cifar100
+from darts_jax.data.dataset import Dataset, Split, from_arrays, split
+from darts_jax.data.digits import digits
+from darts_jax.data.folder import folder
+from darts_jax.data.source import Request, Source
+from darts_jax.data.synthetic import synthetic
+from darts_jax.errors import UserError, unknown
+
+__all__ = [
+    "AUGMENTATIONS",
+    "DATASETS",
+    "Dataset",
+    "Split",
+    "augment",
+    "default_data_dir",
+    "epoch_batches",
+    "epoch_order",
+    "iid_batches",
+    "load_dataset",
+    "normalise",
+    "split",
+]
+
+DATASETS: dict[str, Callable[[Request], Source]] = {
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "digits": digits,
+    "folder": folder,
+    "synthetic": synthetic,
+}
+
+
+def default_data_dir() -> Path:
+    """Returns where prepared sets are kept: $DARTS_JAX_DATA, else the user's cache."""
+    chosen = os.environ.get("DARTS_JAX_DATA")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "darts_jax" / "data"
+
+
+def load_dataset(
+    name: str,
+    *,
+    path: str = "",
+    data_dir: str = "",
+    limit: int = 0,
+    test_limit: int = 0,
+    image_size: int = 0,
+    seed: int = 0,
+    num_classes: int = 0,
+    num_examples: int = 0,
+) -> Dataset:
+    """Loads a data set, preparing (and downloading) it first if need be.
+
+    name: in DATASETS. path: the root of 'folder', or the directory that holds the archive of
+    'cifar10' or 'cifar100'. data_dir: where prepared sets are kept (`default_data_dir`).
+    limit, test_limit: keep so many images, balanced over the classes; 0: all. image_size: of
+    'folder' and 'synthetic', pixels a side; 0: as stored. seed, num_classes, num_examples: of
+    'synthetic'. Raises `UserError` on anything wrong with the arguments, the files, the
+    network or the disk.
+    """
+    if name not in DATASETS:
+        raise unknown("data set", name, DATASETS)
+    numbers = {
+        "limit": limit,
+        "test_limit": test_limit,
+        "image_size": image_size,
+        "num_classes": num_classes,
+        "num_examples": num_examples,
+    }
+    for option, value in numbers.items():
+        if value < 0:
+            raise UserError(f"dataset.{option} must be >= 0 (0: default), got {value}")
+    root = Path(data_dir).expanduser().absolute() if data_dir else default_data_dir()
+    request = Request(name, root, path, image_size, seed, num_classes, num_examples)
+    arrays = prepared.get(DATASETS[name](request), root)
+    return from_arrays(name, arrays, limit, test_limit)
