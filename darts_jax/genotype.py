@@ -36,7 +36,7 @@ SKELETONS: tuple[str, ...] = ("darts", "nas_bench_201")
 
 # Far above any published cell: bounds for what a hostile file can ask for.
 MAX_NODES = 64
-MAX_BYTES = 1_000_000
+MAX_CHARACTERS = 1_000_000
 
 Nodes = tuple[tuple[tuple[str, int], ...], ...]
 
@@ -58,9 +58,7 @@ class CellGenotype:
 
     def __post_init__(self) -> None:
         if not _is_int(self.num_inputs) or not 1 <= self.num_inputs <= MAX_NODES:
-            raise UserError(
-                f"num_inputs must be an integer >= 1, not {shown(self.num_inputs)}"
-            )
+            raise UserError(f"num_inputs {shown(self.num_inputs)} is not 1 or more")
         if (
             not isinstance(self.nodes, (list, tuple))
             or not 1 <= len(self.nodes) <= MAX_NODES
@@ -110,14 +108,10 @@ class Genotype:
         if self.space not in SKELETONS:
             raise unknown("genotype space", shown(self.space), SKELETONS)
         if not isinstance(self.cells, Mapping) or not self.cells:
-            raise UserError(
-                "a genotype needs at least one cell: {cell kind: CellGenotype}"
-            )
+            raise UserError("a genotype needs cells: {cell kind: CellGenotype}")
         for kind, cell in self.cells.items():
             if not isinstance(kind, str) or not kind.isidentifier():
-                raise UserError(
-                    f"cell kind {shown(kind)} is not a name such as 'normal'"
-                )
+                raise UserError(f"cell kind {shown(kind)} is not a name")
             if not isinstance(cell, CellGenotype):
                 raise UserError(f"cell {kind!r} is {shown(cell)}, not a CellGenotype")
         object.__setattr__(self, "cells", MappingProxyType(dict(self.cells)))
@@ -176,12 +170,16 @@ def parse_text(text: str) -> Genotype:
 
     The text is read as literals, never evaluated; anything else raises UserError.
     """
-    try:
-        return Genotype.from_json(notation.parse(text))
-    except UserError as error:
-        if str(error).startswith("genotype text"):
-            raise
-        raise UserError(f"genotype text: {error}") from None
+    return _from_notation(notation.parse(text))
+
+
+def from_flat(fields: dict[str, Any]) -> Genotype:
+    """Returns the genotype of the reference's named tuple, given as a dict of its fields.
+
+    {normal: [[op, source], ...] two a node, normal_concat, reduce, reduce_concat}; raises
+    UserError for anything else.
+    """
+    return _from_notation(notation.from_flat(fields))
 
 
 def save(genotype: Genotype, path: str | os.PathLike[str]) -> None:
@@ -207,18 +205,17 @@ def load(path: str | os.PathLike[str]) -> Genotype:
             f"{path} is a folder, not a genotype file; give {path}/genotype.json"
         )
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path}: more than {MAX_BYTES} bytes, not a genotype file")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        with open(path, encoding="utf-8") as file:
+            text = file.read(MAX_CHARACTERS + 1)
+        if len(text) > MAX_CHARACTERS:
+            raise ValueError(f"more than {MAX_CHARACTERS} characters")
+        value = json.loads(text)
     except FileNotFoundError:
         raise UserError(f"no genotype file {path}") from None
     except OSError as error:
         raise UserError(f"cannot read genotype file {path}: {error.strerror}") from None
-    except UserError:
-        raise
     except (ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not a JSON file: {reason}") from None
+        raise UserError(f"{path} is not a JSON genotype: {shown(str(error))}") from None
     try:
         return Genotype.from_json(value)
     except UserError as error:
@@ -255,6 +252,13 @@ def pretty(genotype: Genotype) -> str:
             edges = "   ".join(f"{source} {op}" for op, source in node)
             lines.append(f"  {cell.num_inputs + i} <- {edges or '(nothing)'}")
     return "\n".join(lines)
+
+
+def _from_notation(value: dict[str, Any]) -> Genotype:
+    try:
+        return Genotype.from_json(value)
+    except UserError as error:
+        raise UserError(f"genotype text: {error}") from None
 
 
 def _is_int(value: object) -> bool:

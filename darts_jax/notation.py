@@ -48,22 +48,16 @@ def parse(text: str) -> dict[str, Any]:
             f"genotype text has {len(text)} characters; at most {MAX_CHARACTERS}"
         )
     text = text.strip()
-    return _parse_nas_bench(text) if text.startswith("|") else _parse_darts(text)
+    return (
+        _parse_nas_bench(text) if text.startswith("|") else from_flat(_keywords(text))
+    )
 
 
-def _print_cell(kind: str, cell: dict[str, Any]) -> str:
-    counts = [len(node) for node in cell["nodes"]]
-    if cell["num_inputs"] != 2 or set(counts) != {2}:
-        raise UserError(
-            "the text form needs two inputs and two edges a node; the "
-            f"{kind} cell has {cell['num_inputs']} and {counts}; use JSON"
-        )
-    edges = [tuple(edge) for node in cell["nodes"] for edge in node]
-    return f"{kind}={edges!r}, {kind}_concat={cell['concat']!r}"
+def from_flat(fields: dict[str, Any]) -> dict[str, Any]:
+    """Returns the JSON form of the reference's four fields, flat lists of edges.
 
-
-def _parse_darts(text: str) -> dict[str, Any]:
-    fields = _keywords(text)
+    Raises UserError for missing or unknown fields and for lists of odd length.
+    """
     wanted = [name for kind in KINDS for name in (kind, f"{kind}_concat")]
     for name in fields:
         if name not in wanted:
@@ -84,6 +78,17 @@ def _parse_darts(text: str) -> dict[str, Any]:
         nodes = [edges[i : i + 2] for i in range(0, len(edges), 2)]
         cells[kind] = {"nodes": nodes, "concat": fields[f"{kind}_concat"]}
     return {"space": "darts", "cells": cells}
+
+
+def _print_cell(kind: str, cell: dict[str, Any]) -> str:
+    counts = [len(node) for node in cell["nodes"]]
+    if cell["num_inputs"] != 2 or set(counts) != {2}:
+        raise UserError(
+            "the text form needs two inputs and two edges a node; the "
+            f"{kind} cell has {cell['num_inputs']} and {counts}; use JSON"
+        )
+    edges = [tuple(edge) for node in cell["nodes"] for edge in node]
+    return f"{kind}={edges!r}, {kind}_concat={cell['concat']!r}"
 
 
 def _keywords(text: str) -> dict[str, Any]:
