@@ -1,7 +1,7 @@
 """Train a derived network on CIFAR-100 from scratch, at the CIFAR-10 setting.
 
     darts-jax retrain --config=configs/retrain_cifar100.py \
-        --config.genotype=PDARTS --workdir=runs/t0
+        --config.genotype=P_DARTS --workdir=runs/t0
 
 Published (P-DARTS, Chen et al. 2019): its cell found on CIFAR-10 has 16.55 % test error
 on CIFAR-100, with batch 128 and drop path 0.3 (override both to compare).

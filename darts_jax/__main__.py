@@ -10,10 +10,9 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from darts_jax import __version__
-from darts_jax.commands import COMMANDS, RUN_USAGE
+from darts_jax.commands import COMMANDS, RUN_USAGE, compilation_cache
 from darts_jax.errors import UserError, unknown
 
 HELP_FLAGS = ("--help", "-h", "-help", "help")
@@ -65,7 +64,7 @@ def _dispatch(words: list[str]) -> int:
     if any(word in HELP_FLAGS[:3] for word in rest):
         print(command_help(name))
         return 0
-    use_compilation_cache()
+    compilation_cache.turn_on()
     return importlib.import_module(COMMANDS[name].module).main(rest)
 
 
@@ -95,27 +94,6 @@ def command_help(name: str) -> str:
     if RUN_USAGE in command.usage:
         lines.append(RUN_HELP)
     return "\n".join(lines)
-
-
-def cache_directory() -> Path:
-    """Returns where compiled programs are kept: $DARTS_JAX_CACHE or a user's cache."""
-    if os.environ.get("DARTS_JAX_CACHE"):
-        return Path(os.environ["DARTS_JAX_CACHE"]).expanduser()
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "darts_jax" / "xla"
-
-
-def use_compilation_cache() -> None:
-    """Turns jax's persistent compilation cache on, unless the user has chosen one.
-
-    By the environment: jax is not imported for it, and child processes inherit it.
-    """
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_directory()))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-    jax = sys.modules.get("jax")
-    if jax is not None and jax.config.jax_compilation_cache_dir is None:
-        directory = os.environ["JAX_COMPILATION_CACHE_DIR"]
-        jax.config.update("jax_compilation_cache_dir", directory)
 
 
 def is_disk_full(error: BaseException) -> bool:
