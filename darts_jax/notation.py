@@ -120,7 +120,7 @@ def _literal(node: ast.expr) -> Any:
                 ast.Constant(value=int() as stop),
             ],
             keywords=[],
-        ) if type(start) is type(stop) is int and 0 <= start < stop <= MAX_STATE:
+        ) if 0 <= start < stop <= MAX_STATE:
             return list(range(start, stop))
     raise UserError(
         "genotype text may hold strings, integers and lists only, not "
