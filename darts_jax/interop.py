@@ -157,7 +157,8 @@ def supernet_leaves(
         reduction = i in reductions
         channels *= 2 if reduction else 1
         leaves += _preprocess_leaves(i, reduced, affine=False)
-        kind, places = "reduce" if reduction else "normal", {}
+        kind = "reduce" if reduction else "normal"
+        places: dict[tuple[int, str], int] = {}
         for e, (source, _) in enumerate(space.edges):
             stride = 2 if reduction and source < space.num_inputs else 1
             for o, primitive in enumerate(space.allowed(kind, e)):
@@ -285,7 +286,7 @@ def from_reference(
         tree[path[-1]] = (
             edges[None]
             if None in edges
-            else np.stack([edges[e] for e in sorted(edges)])
+            else np.stack([edges[e] for e in range(len(edges))])
         )
     return weights, batch_stats
 

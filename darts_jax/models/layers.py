@@ -4,6 +4,8 @@ Activations are `[C, B, H, W]`, or `[n, C, B, H, W]` when n edges each have thei
 Parameters get their values in `initial.py`, not here, hence the zero initialisers.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -174,7 +176,8 @@ def avg_pool(
     counts = []
     for axis in (-1, -2):
         length = x.shape[axis]
-        x = sum(_shifts(x, x.ndim + axis, size, stride, pad, 0.0))
+        views = _shifts(x, x.ndim + axis, size, stride, pad, 0.0)
+        x = functools.reduce(jnp.add, views)
         starts = np.arange(x.shape[axis]) * stride - pad
         counts.append(
             np.minimum(starts + size, length) - np.maximum(starts, 0)  # taps inside

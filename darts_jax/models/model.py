@@ -3,6 +3,7 @@
 Outside models/ a network is two pure functions of pytrees (types.Model).
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from darts_jax.models.initial import initial_weights
-from darts_jax.models.layers import Conv, DepthwiseConv, Linear, PointwiseConv
+from darts_jax.models.layers import (
+    BatchNorm,
+    Conv,
+    DepthwiseConv,
+    Linear,
+    PointwiseConv,
+)
+from darts_jax.models.operations import OPERATIONS
 from darts_jax.types import BatchStats, Model, Weights
 
 
@@ -74,6 +82,61 @@ def as_model(
         return logits, updated.get("batch_stats", batch_stats)
 
     return Model(init, apply)
+
+
+def make_operation(
+    primitive: str, *, channels: int, stride: int, affine: bool
+) -> Callable[..., tuple[jax.Array, BatchStats]]:
+    """Returns one primitive as a function, for tests and comparisons.
+
+    Args:
+        primitive: its name.
+        channels: of input and output.
+        stride: 1 or 2.
+        affine: whether its batch norm is.
+
+    Returns:
+        `apply(weights, batch_stats, x, *, train) -> (y, new_batch_stats)` with x and y
+        `[C, B, H, W]`.
+    """
+    norm = functools.partial(BatchNorm, affine=affine)
+    module = OPERATIONS[primitive](channels, stride, 1, norm)
+
+    def apply(
+        weights: Weights, batch_stats: BatchStats, x: jax.Array, *, train: bool
+    ) -> tuple[jax.Array, BatchStats]:
+        variables = {"params": weights, "batch_stats": batch_stats}
+        y, updated = module.apply(variables, x, train=train, mutable=["batch_stats"])
+        return y[0], updated.get("batch_stats", batch_stats)
+
+    return apply
+
+
+def apply_with_outputs(model: Model, names: tuple[str, ...]) -> Callable[..., Any]:
+    """Returns `model.apply` that also returns the outputs of some modules.
+
+    Args:
+        model: a network or supernet.
+        names: of the modules, as they stand in the weights ("stem_norm0", "cell3").
+
+    Returns:
+        A function like `model.apply` returning (logits, new_batch_stats, {name: output}).
+    """
+
+    def apply(*args: Any, **kwargs: Any) -> Any:
+        outputs: dict[str, jax.Array] = {}
+
+        def keep(next_call: Any, call_args: Any, call_kwargs: Any, context: Any) -> Any:
+            out = next_call(*call_args, **call_kwargs)
+            if context.module.name in names and context.method_name == "__call__":
+                outputs[context.module.name] = out
+            return out
+
+        with nn.intercept_methods(keep):
+            logits, stats = model.apply(*args, **kwargs)
+        return logits, stats, outputs
+
+    return apply
 
 
 def count_parameters(weights: Weights, *, auxiliary: bool = False) -> int:

@@ -30,7 +30,7 @@ class AuxiliaryHead(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         stride = 2 if self.stem == "imagenet" else 3
-        x = avg_pool(nn.relu(x), size=5, stride=stride, pad=0)
+        x = avg_pool(x, size=5, stride=stride, pad=0)  # of an input already rectified
         x = Conv(128, (1, 1), name="conv0")(x)
         x = nn.relu(self.norm(name="norm0")(x, train=train))[0]
         x = Conv(768, (2, 2), name="conv1")(x)
@@ -67,7 +67,6 @@ class DartsSkeleton(nn.Module):
         self, images: jax.Array, cell_arguments: dict[str, Any], *, train: bool
     ) -> Any:
         s0, s1 = self._stem(images.transpose(3, 0, 1, 2), train)
-        self.sow("intermediates", "stem", s1)
         reductions = reduction_cells(self.num_cells)
         channels, auxiliary = self.channels, None
         reduction_previous = self.stem == "imagenet"
@@ -79,7 +78,6 @@ class DartsSkeleton(nn.Module):
                 kind, channels, reduction, reduction_previous, name=f"cell{i}"
             )
             s0, s1 = s1, cell(s0, s1, train=train, **cell_arguments)
-            self.sow("intermediates", f"cell{i}", s1)
             reduction_previous = reduction
             if self.auxiliary and i == 2 * self.num_cells // 3:
                 head = AuxiliaryHead(
@@ -87,6 +85,10 @@ class DartsSkeleton(nn.Module):
                 )
                 # Built in evaluation too when initialising, run in training only.
                 if train or self.is_initializing():
+                    # The reference's head rectifies its input in place, so what follows
+                    # sees it too. Cells rectify their inputs anyway: it only shows when
+                    # this is the last cell (three cells or fewer).
+                    s1 = nn.relu(s1)
                     auxiliary = head(s1, train=train)
         logits = Linear(self.num_classes, name="classifier")(_pooled(s1))
         return logits if auxiliary is None else (logits, auxiliary)
