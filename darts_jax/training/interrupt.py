@@ -36,7 +36,9 @@ class Interrupt:
         # Elsewhere than in the main thread Python forbids handlers; then nothing is caught.
         if threading.current_thread() is threading.main_thread():
             for signum in SIGNALS:
-                self._previous[signum] = signal.signal(signum, self._handle)
+                # A background job of a script ignores SIGINT, and is to go on doing so.
+                if signal.getsignal(signum) != signal.SIG_IGN:
+                    self._previous[signum] = signal.signal(signum, self._handle)
         return self
 
     def __exit__(

@@ -28,8 +28,9 @@ time.sleep(60)
 """
 
 LOOP = """
-import sys, time
+import signal, sys, time
 from darts_jax.training.interrupt import Interrupt
+signal.signal(signal.SIGINT, getattr(signal, sys.argv[2]))
 with Interrupt() as interrupt:
     print("ready", flush=True)
     for _ in range(600):
@@ -210,7 +211,7 @@ def test_failed_write_keeps_the_old_file(
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_first_signal_is_a_flag(signum: signal.Signals) -> None:
-    process = start(LOOP, "polite")
+    process = start(LOOP, "polite", "default_int_handler")
     process.send_signal(signum)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 128 + signum
@@ -218,7 +219,7 @@ def test_first_signal_is_a_flag(signum: signal.Signals) -> None:
 
 
 def test_second_signal_kills_at_once() -> None:
-    process = start(LOOP, "deaf")
+    process = start(LOOP, "deaf", "default_int_handler")
     process.send_signal(signal.SIGTERM)
     assert process.stderr is not None
     process.stderr.readline()
@@ -227,6 +228,13 @@ def test_second_signal_kills_at_once() -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=10) == -signal.SIGTERM
     assert time.monotonic() - begin < 5
+
+
+def test_ignored_signal_stays_ignored() -> None:
+    process = start(LOOP, "polite", "SIG_IGN")
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == 128 + signal.SIGTERM
 
 
 def test_handlers_are_given_back() -> None:
