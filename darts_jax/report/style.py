@@ -30,11 +30,12 @@ table{border-collapse:collapse;font-size:13.5px;font-variant-numeric:tabular-num
 th,td{padding:5px 18px 5px 0;text-align:left;vertical-align:top;
 border-bottom:1px solid var(--line)}
 th{font-weight:600;white-space:nowrap}thead th{color:var(--soft)}
-td{overflow-wrap:anywhere}td.n{text-align:right;white-space:nowrap}th.n{text-align:right}
+td{overflow-wrap:break-word;max-width:460px}td.n{text-align:right;white-space:nowrap}th.n{text-align:right}
 details{margin:8px 0}summary{cursor:pointer;color:var(--mark)}
 pre{background:var(--tint);border:1px solid var(--line);border-radius:8px;padding:12px;
 overflow-x:auto;font:12.5px/1.5 ui-monospace,Menlo,Consolas,monospace}
 @media print{body{max-width:none;padding:0;font-size:11pt}nav{display:none}
 h2{break-after:avoid}h3{break-after:avoid}figure,.card,tr{break-inside:avoid}
-.grid{grid-template-columns:1fr 1fr}pre{white-space:pre-wrap}}
+.grid{grid-template-columns:1fr 1fr}figure,.scroll{overflow:visible}
+table{font-size:8pt}th,td{padding:3px 9px 3px 0}th{white-space:normal}pre{white-space:pre-wrap}}
 """
