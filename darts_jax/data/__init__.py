@@ -7,15 +7,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from darts_jax.data import prepared
-from darts_jax.data.augment import AUGMENTATIONS, augment, normalise
+from darts_jax.data import cifar, digits, folder, prepared, synthetic
+from darts_jax.data.augmentation import AUGMENTATIONS, augment, normalise
 from darts_jax.data.batches import epoch_batches, epoch_order, iid_batches
-from darts_jax.data.cifar import cifar10, cifar100
 from darts_jax.data.dataset import Dataset, Split, from_arrays, split
-from darts_jax.data.digits import digits
-from darts_jax.data.folder import folder
 from darts_jax.data.source import Request, Source
-from darts_jax.data.synthetic import synthetic
 from darts_jax.errors import UserError, unknown
 
 __all__ = [
@@ -34,11 +30,11 @@ __all__ = [
 ]
 
 DATASETS: dict[str, Callable[[Request], Source]] = {
-    "cifar10": cifar10,
-    "cifar100": cifar100,
-    "digits": digits,
-    "folder": folder,
-    "synthetic": synthetic,
+    "cifar10": cifar.cifar10,
+    "cifar100": cifar.cifar100,
+    "digits": digits.digits,
+    "folder": folder.folder,
+    "synthetic": synthetic.synthetic,
 }
 
 

@@ -93,7 +93,7 @@ def _source(name: str, cifar: Cifar, request: Request) -> Source:
 def _open(cifar: Cifar, path: Path) -> Contents:
     """Reads the archive's files into memory (184 MB); nothing is extracted to disk."""
     try:
-        with tarfile.open(path) as tar:
+        with tarfile.open(path, "r:gz") as tar:
             train, test = (
                 [(name, _read(tar, cifar.prefix + name)) for name in files]
                 for files in (cifar.train_files, cifar.test_files)
