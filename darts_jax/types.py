@@ -45,7 +45,7 @@ class Model(NamedTuple):
 
 
 class SearchState(NamedTuple):
-    """Everything that changes during a search: arrays only, so vmap, donation and resume work."""
+    """Everything that changes during a search; arrays only, for vmap, donation, resume."""
 
     step: jax.Array  # [] int32, search steps done
     key: jax.Array  # PRNG key of the run; never advanced, only folded

@@ -1,0 +1,61 @@
+"""Evaluation over a whole split, every image exactly once, in inference mode."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from darts_jax.data import normalise
+from darts_jax.training.metrics import correct_in_top, cross_entropy
+from darts_jax.types import Model
+
+Evaluate = Callable[..., dict[str, float]]
+
+
+def make_evaluate(
+    model: Model, *, mean: Sequence[float], std: Sequence[float], batch_size: int
+) -> Evaluate:
+    """Returns `evaluate(weights, batch_stats, images, labels, *rest) -> metrics`.
+
+    images uint8 `[N, H, W, C]`, labels `[N]`, rest what `model.apply` takes after the images
+    (edge weights for a supernet). The metrics are loss, accuracy and top5_accuracy, means
+    over the N images. The last batch is filled up with the first images, which do not count,
+    so that one program serves all batches.
+    """
+
+    @jax.jit
+    def count(
+        weights: Any, stats: Any, images: Any, labels: Any, real: Any, *rest: Any
+    ) -> dict[str, jax.Array]:
+        inputs = normalise(images, mean=mean, std=std)
+        logits, _ = model.apply(weights, stats, inputs, *rest, train=False)
+        values = {
+            "loss": cross_entropy(logits, labels),
+            "accuracy": correct_in_top(logits, labels, 1),
+            "top5_accuracy": correct_in_top(logits, labels, 5),
+        }
+        return {name: jnp.where(real, v, 0).sum() for name, v in values.items()}
+
+    def evaluate(
+        weights: Any, stats: Any, images: Any, labels: Any, *rest: Any
+    ) -> dict[str, float]:
+        number = len(labels)
+        size = min(batch_size, number)
+        totals: dict[str, float] = {}
+        for start in range(0, number, size):
+            rows = np.arange(start, start + size)
+            counted = count(
+                weights,
+                stats,
+                images[rows % number],
+                labels[rows % number],
+                rows < number,
+                *rest,
+            )
+            for name, value in counted.items():
+                totals[name] = totals.get(name, 0.0) + float(value)
+        return {name: total / number for name, total in totals.items()}
+
+    return evaluate

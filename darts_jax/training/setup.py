@@ -1,0 +1,127 @@
+"""What a config asks for, built: data on the device, space, optimizers, augmentation."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from darts_jax.data import AUGMENTATIONS, Dataset, Split, load_dataset
+from darts_jax.errors import UserError
+from darts_jax.spaces import SPACES, Space
+from darts_jax.training.optimizers import (
+    Schedule,
+    learning_rate_schedule,
+    weight_optimizer,
+)
+
+
+class DeviceSplit(NamedTuple):
+    """A split of the data resident on the device: uint8 `[N, H, W, C]`, int32 `[N]`."""
+
+    images: jax.Array
+    labels: jax.Array
+
+
+def on_device(split: Split) -> DeviceSplit:
+    """Copies images and labels to the device; they stay uint8, four times smaller."""
+    return DeviceSplit(jnp.asarray(split.images), jnp.asarray(split.labels))
+
+
+def read_dataset(config: Any) -> Dataset:
+    """Loads `config.dataset`; raises UserError as `data.load_dataset` does."""
+    chosen = config.dataset
+    return load_dataset(
+        chosen.name,
+        path=chosen.path,
+        data_dir=chosen.data_dir,
+        limit=chosen.limit,
+        test_limit=chosen.test_limit,
+        image_size=chosen.image_size,
+    )
+
+
+def build_space(config: Any) -> Space:
+    """Returns `config.space` with the config's nodes and primitives.
+
+    Raises:
+        UserError: as the space's builder does, or the file of edge primitives is unusable.
+    """
+    model, options = config.model, {}
+    if config.space != "nas_bench_201" or model.num_nodes != 3:
+        options["num_nodes"] = model.num_nodes
+    if model.primitives:
+        options["primitives"] = tuple(model.primitives)
+    if model.edge_primitives:
+        path = Path(model.edge_primitives)
+        try:
+            options["edge_primitives"] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"config.model.edge_primitives: cannot read {path}: {error}"
+            ) from None
+    try:
+        return SPACES[config.space](**options)
+    except TypeError:
+        given = ", ".join(sorted(options))
+        raise UserError(
+            f"space {config.space!r} has its own primitives; it does not take {given}"
+        ) from None
+
+
+def build_augment(config: Any, dataset: Dataset) -> Callable[..., jax.Array]:
+    """Returns `(key, images uint8) -> images float32` of the config's augmentation."""
+    chosen = config.augmentation
+    return partial(
+        AUGMENTATIONS[chosen.name],
+        mean=dataset.mean,
+        std=dataset.std,
+        crop_padding=chosen.crop_padding,
+        flip=chosen.flip,
+        cutout=chosen.cutout,
+    )
+
+
+def build_schedule(config: Any, steps_per_epoch: int) -> Schedule:
+    """Returns step -> learning rate of the weights."""
+    chosen = config.weights
+    return learning_rate_schedule(
+        chosen.schedule,
+        initial=chosen.learning_rate,
+        final=chosen.learning_rate_min,
+        decay=chosen.decay,
+        num_epochs=config.num_epochs,
+        steps_per_epoch=steps_per_epoch,
+    )
+
+
+def build_weight_optimizer(
+    config: Any, schedule: Schedule, *, clip: bool = True
+) -> optax.GradientTransformation:
+    """Returns the weights' optimizer; without `clip` it is the virtual step's."""
+    chosen = config.weights
+    return weight_optimizer(
+        schedule,
+        momentum=chosen.momentum,
+        nesterov=chosen.nesterov,
+        weight_decay=chosen.weight_decay,
+        clip=chosen.clip if clip else 0.0,
+    )
+
+
+def steps_per_epoch(batch_size: int, number: int, what: str) -> int:
+    """Returns how many whole batches `number` images make; the rest is dropped.
+
+    Raises:
+        UserError: not even one.
+    """
+    if batch_size > number:
+        raise UserError(
+            f"config.batch_size={batch_size} is more than the {number} {what} images; "
+            f"choose at most {number}"
+        )
+    return number // batch_size
