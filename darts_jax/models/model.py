@@ -54,7 +54,10 @@ def as_model(
     def init(key: jax.Array) -> tuple[Weights, BatchStats]:
         shapes = _shapes(module, image_shape, sample)
         stats = jax.tree.map_with_path(
-            lambda path, leaf: jnp.full(leaf.shape, float(path[-1].key == "var")),
+            # With its dtype given: a weakly typed leaf would compile the step twice.
+            lambda path, leaf: jnp.full(
+                leaf.shape, float(path[-1].key == "var"), leaf.dtype
+            ),
             shapes.get("batch_stats", {}),
         )
         return initial_weights(key, shapes["params"]), stats
