@@ -126,7 +126,6 @@ def _batch_norm() -> ConfigDict:
     batch_norm.stem_affine = config_dict.placeholder(
         bool
     )  # search: code True, paper False
-    batch_norm.momentum = 0.9  # share of the running statistics that a step keeps
     return batch_norm
 
 

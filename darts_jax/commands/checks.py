@@ -52,7 +52,6 @@ CONDITIONS: dict[str, Condition] = {
     "alphas.b2": SHARE,
     "alphas.weight_decay": NOT_NEGATIVE,
     "alphas.init_scale": NOT_NEGATIVE,
-    "batch_norm.momentum": SHARE,
     "finite_difference.radius": POSITIVE,
     "augmentation.crop_padding": COUNT,
     "augmentation.cutout": COUNT,
