@@ -138,14 +138,17 @@ def edge_histories(run: Run) -> list[EdgeHistory]:
         if len(kept) < len(rows):
             run.notes.append(f"genotypes.jsonl: {kind} rows of another shape ignored")
         cell = genotype.cells.get(kind) if genotype else None
+        recorded = _primitives(run.genotypes[-1], shape[1])
+        edges = _all_edges(shape[0], cell.num_inputs if cell else 2)
         fits = space is not None and shape == (space.num_edges, len(space.primitives))
-        if space is not None and fits:
+        if space is not None and fits and recorded in (None, space.primitives):
             edges, primitives = space.edges, space.primitives
             if kind in space.cell_kinds:
                 kept = [(e, _masked(m, space.mask(kind).tolist())) for e, m in kept]
+        elif recorded is not None:
+            primitives = recorded
         else:
             run.notes.append(f"the primitives of the {kind} edge weights are not known")
-            edges = _all_edges(shape[0], cell.num_inputs if cell else 2)
             primitives = tuple(f"operation {i}" for i in range(shape[1]))
         epochs, matrices = [e for e, _ in kept], [m for _, m in kept]
         histories.append(EdgeHistory(kind, edges, primitives, epochs, matrices, cell))
@@ -187,6 +190,14 @@ def _matrix(value: object) -> Matrix | None:
     if len({len(row) for row in value}) != 1:
         return None
     return [[number(entry) for entry in row] for row in value]
+
+
+def _primitives(row: dict[str, Any], number: int) -> tuple[str, ...] | None:
+    """Returns the row's own names of its `number` columns, None where it has none."""
+    names = row.get("primitives")
+    if not isinstance(names, list) or len(names) != number:
+        return None
+    return tuple(names) if all(isinstance(name, str) for name in names) else None
 
 
 def _shape(matrix: Matrix) -> tuple[int, int]:

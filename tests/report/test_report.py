@@ -222,6 +222,34 @@ def test_edge_weight_pictures_name_every_operation_and_edge(runs):
     assert by_name["heat_map_normal"].count(">0.250<") == 20
 
 
+@pytest.mark.parametrize(
+    ("recorded", "named"),
+    [
+        (["none", "noise", "skip_connect", "sep_conv_5x5"], True),
+        (["noise"], False),  # fewer names than columns
+        ([1, 2, 3, 4], False),
+        ("none", False),
+    ],
+)
+def test_primitives_come_from_the_rows_where_the_config_cannot_tell(
+    recorded, named, tmp_path
+):
+    """Per-edge primitives lie in a file outside of the run, which may be gone."""
+    model = {"num_nodes": 2, "primitives": [], "edge_primitives": "gone.json"}
+    run = make_run(tmp_path / "s0", "search", 0.5, model=model)
+    rows = (run / "genotypes.jsonl").read_text().splitlines()
+    rows = [json.loads(row) | {"primitives": recorded} for row in rows]
+    put_rows(run, "genotypes.jsonl", rows)
+    summary = write_report([run])
+    by_name = {path.stem: path.read_text() for path in summary.plots}
+    texts = {
+        node.text for node in ElementTree.fromstring(by_name["heat_map_normal"]).iter()
+    }
+    assert ({"noise", "sep_conv_5x5"} <= texts) == named
+    assert ("operation 3" in texts) == (not named)
+    assert any("are not known" in note for note in summary.notes) == (not named)
+
+
 def test_damaged_and_unfinished_runs(tmp_path):
     run = make_run(tmp_path / "s0", "search", None)
     metrics = run / "metrics.jsonl"
