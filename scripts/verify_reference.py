@@ -21,14 +21,15 @@ def main() -> int:
     arguments = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
 
+    # Of the checkout that this script stands in, installed or not.
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
     from darts_jax import verification
     from darts_jax.errors import UserError
 
-    failed = 0
+    compared = failed = 0
     try:
-        for path in verification.golden_files(arguments.directory):
-            if arguments.files and path.name not in arguments.files:
-                continue
+        paths = verification.golden_files(arguments.directory, arguments.files)
+        for path in paths:
             kind, checks = verification.verify_file(path)
             if kind == "recurrent":
                 print(f"{path.name}: skipped, recurrent cells are not there yet")
@@ -36,17 +37,22 @@ def main() -> int:
             print(f"{path.name}: {kind}", flush=True)
             for check in checks:
                 verdict = "ok" if check.passed else "FAILED"
+                compared += 1
                 failed += not check.passed
                 print(
                     f"  {check.quantity:<55} {check.error:.1e}"
                     f"  (at most {check.tolerance:.0e})  {verdict}",
                     flush=True,
                 )
+        if not compared:
+            raise UserError(f"nothing to compare in {str(arguments.directory)!r}")
     except UserError as error:
         print(f"verify_reference: error: {error}", file=sys.stderr)
         return 2
     print(
-        f"{failed} of the quantities exceed their tolerance" if failed else "all agree"
+        f"{failed} of {compared} quantities exceed their tolerance"
+        if failed
+        else f"all {compared} quantities agree"
     )
     return 1 if failed else 0
 

@@ -4,16 +4,21 @@ A golden file is an .npz with the reference's weights, inputs, outputs and gradi
 file holds decides what is checked, never its name; sizes and genotypes are read from it.
 """
 
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
-from darts_jax.errors import UserError
+from darts_jax.errors import UserError, unknown
 from darts_jax.verification.golden import Check, Golden
 from darts_jax.verification.network import verify_network
 from darts_jax.verification.operations import verify_operations
 from darts_jax.verification.supernet import verify_search
+
+# What numpy raises for an empty file, no archive, a cut one, an .npy file, an object array.
+UNREADABLE = (OSError, EOFError, ValueError, TypeError, BadZipFile, zlib.error)
 
 
 def _is_recurrent(golden: Golden) -> bool:
@@ -30,18 +35,25 @@ VERIFIERS: dict[
 }
 
 
-def golden_files(directory: Path) -> list[Path]:
+def golden_files(directory: Path, names: Sequence[str] = ()) -> list[Path]:
     """Returns the .npz files of a folder of golden vectors, by name.
 
+    Args:
+        directory: the folder.
+        names: only these of its files; all of them by default.
+
     Raises:
-        UserError: there is no such folder, or none in it.
+        UserError: there is no such folder, no such file, or none in it.
     """
     if not directory.is_dir():
         raise UserError(f"no folder {str(directory)!r} of golden vectors")
     files = sorted(directory.glob("*.npz"))
     if not files:
         raise UserError(f"no .npz file in {str(directory)!r}")
-    return files
+    for name in names:
+        if name not in [path.name for path in files]:
+            raise unknown(f"file of {directory}", name, [path.name for path in files])
+    return [path for path in files if not names or path.name in names]
 
 
 def verify_file(path: Path) -> tuple[str, Iterator[Check]]:
@@ -52,8 +64,8 @@ def verify_file(path: Path) -> tuple[str, Iterator[Check]]:
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
-            golden = {key: archive[key] for key in archive.files}
-    except (OSError, ValueError) as error:
+            golden = Golden({key: archive[key] for key in archive.files})
+    except UNREADABLE as error:
         raise UserError(f"{path.name} is not a readable .npz file: {error}") from None
     if _is_recurrent(golden):
         return "recurrent", iter(())

@@ -8,12 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from darts_jax.errors import UserError
 from darts_jax.genotype import CellGenotype, Genotype
 from darts_jax.types import Batch
 
-Golden = Mapping[str, np.ndarray]
 TOLERANCE = 1e-9
 KINDS = ("normal", "reduce")
+
+
+class Golden(dict[str, np.ndarray]):
+    """A golden file's arrays by key; a key that is missing raises UserError."""
+
+    def __missing__(self, key: str) -> np.ndarray:
+        raise UserError(f"the golden file has no {key!r}")
 
 
 class Check(NamedTuple):
@@ -35,7 +42,8 @@ def relative_error(ours: Any, golden: Any) -> float:
     Dictionaries are compared key by key (the golden one's keys), the largest error counts.
     """
     if isinstance(golden, Mapping):
-        return max(relative_error(ours[key], golden[key]) for key in golden)
+        # Not the built-in max, which passes over a NaN.
+        return float(np.max([relative_error(ours[key], golden[key]) for key in golden]))
     ours, golden = np.asarray(ours), np.asarray(golden)
     if ours.shape != golden.shape:
         return float("inf")

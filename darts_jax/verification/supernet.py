@@ -82,7 +82,9 @@ def _search(golden: Golden) -> _Search:
     leaves = interop.supernet_leaves(space, **size)
     state_dict = read_named(golden, "params_index_json", "w")
     state_dict |= read_named(golden, "buffers_index_json", "bn_before")
-    weights, batch_stats = interop.from_reference(state_dict, leaves)
+    weights, batch_stats = interop.from_reference(
+        state_dict, leaves, like=jax.eval_shape(model.init, jax.random.key(0))
+    )
     optimizers = Optimizers(
         weight_optimizer(0.025), weight_optimizer(0.025, clip=0), alpha_optimizer(3e-4)
     )
