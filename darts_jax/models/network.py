@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from darts_jax.errors import UserError
+from darts_jax.errors import UserError, unknown
 from darts_jax.genotype import CellGenotype, Genotype
 from darts_jax.models.layers import BatchNorm
 from darts_jax.models.model import as_model
@@ -65,6 +65,29 @@ class DerivedCell(nn.Module):
         return jnp.concatenate([states[node] for node in self.genotype.concat], 0)
 
 
+# What each skeleton needs of a genotype: its cells and how many inputs they have.
+CELLS = {"darts": (("normal", "reduce"), 2), "nas_bench_201": (("cell",), 1)}
+STEMS = ("cifar", "imagenet")
+
+
+def _check_genotype(genotype: Genotype, stem: str, auxiliary: bool) -> None:
+    """Raises UserError for cells, a stem or a head that the skeleton does not have."""
+    skeleton, (kinds, num_inputs) = genotype.space, CELLS[genotype.space]
+    if stem not in STEMS:
+        raise unknown("model.stem", stem, STEMS)
+    if skeleton != "darts" and (auxiliary or stem != "cifar"):
+        field = "model.auxiliary=True" if auxiliary else f"model.stem={stem!r}"
+        raise UserError(f"{field} needs a darts genotype, this is one of {skeleton}")
+    for kind in kinds:
+        if kind not in genotype.cells:
+            raise UserError(f"the genotype has no {kind!r} cell; needed: {list(kinds)}")
+        given = genotype.cells[kind].num_inputs
+        if given != num_inputs:
+            raise UserError(
+                f"the {kind} cell has {given} inputs; {skeleton} needs {num_inputs}"
+            )
+
+
 def _check_auxiliary(image_shape: tuple[int, ...], num_cells: int, stem: str) -> None:
     """Raises UserError where the auxiliary head's 5x5 pool would not fit."""
     size = min(image_shape[:2])
@@ -106,10 +129,11 @@ def make_network(
             `(logits, auxiliary_logits)`.
 
     Raises:
-        UserError: the images are too small for the auxiliary head.
+        UserError: the skeleton of the genotype's space lacks one of its cells, the stem
+            or the auxiliary head, or the images are too small for that head.
     """
     norm = functools.partial(BatchNorm, affine=True)
-    skeleton = "nas_bench_201" if "cell" in genotype.cells else "darts"
+    _check_genotype(genotype, stem, auxiliary)
 
     def make_cell(
         kind: str,
@@ -127,7 +151,7 @@ def make_network(
             name=name,
         )
 
-    if skeleton == "darts":
+    if genotype.space == "darts":
         if auxiliary:
             _check_auxiliary(image_shape, num_cells, stem)
         module: nn.Module = DartsSkeleton(

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from darts_jax.errors import UserError
 from darts_jax.models.layers import (
     Conv,
     DepthwiseConv,
@@ -98,7 +99,10 @@ class Conv7x1(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         if self.edges != 1:
             # A chain of two dense convolutions has no shared input at its second half.
-            raise ValueError("conv_7x1_1x7 is an operation of derived networks only")
+            raise UserError(
+                "conv_7x1_1x7 is a primitive of derived networks only; leave it out of "
+                "the search space"
+            )
         x = Conv(self.channels, (1, 7), (1, self.stride), (0, 3), name="conv0")(
             nn.relu(x)
         )

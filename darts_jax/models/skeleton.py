@@ -120,6 +120,9 @@ class ResidualBlock(nn.Module):
         y = ReLUConvBN(self.channels, 1, 1, self.norm, 3, name="conv_b")(
             y[0], train=train
         )
+        # An odd size's last row and column stand alone, as the convolutions see them.
+        odd = [(0, size % 2) for size in x.shape[-2:]]
+        x = jnp.pad(x, [(0, 0), (0, 0), *odd], mode="edge")
         shortcut = avg_pool(x, size=2, stride=2, pad=0)
         return y[0] + Conv(self.channels, (1, 1), name="shortcut")(shortcut)[0]
 
