@@ -69,7 +69,8 @@ def run_epochs(
             for i in range(first, steps):
                 state, sums = plan.step(state, sums, order)
                 done += 1
-                if interrupt and done < total:
+                if interrupt and i + 1 < steps:
+                    _check_finite(_means(sums, i + 1), epoch, run)
                     _save(run, config, done, state, sums)
                     return state, False
                 if done % config.log_every_steps == 0 and i + 1 < steps:
@@ -81,9 +82,12 @@ def run_epochs(
             row |= plan.end_epoch(state, epoch, means)
             _write(run, row, seconds, (steps - first) * plan.images_per_step)
             sums = _no_sums(plan)
-            if (epoch + 1) % config.checkpoint_every == 0 or done == total:
+            due = (epoch + 1) % config.checkpoint_every == 0 or done == total
+            if due or interrupt:
                 _save(run, config, done, state, sums)
             progress(done, _text(epoch, means, config), end_of_epoch=True)
+            if interrupt and done < total:
+                return state, False
     return state, True
 
 
