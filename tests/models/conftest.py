@@ -1,0 +1,19 @@
+"""What the tests of the networks share."""
+
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Float64 within one test, where a comparison must not be of rounding errors."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
