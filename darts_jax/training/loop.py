@@ -82,11 +82,11 @@ def run_epochs(
             row |= plan.end_epoch(state, epoch, means)
             _write(run, row, seconds, (steps - first) * plan.images_per_step)
             sums = _no_sums(plan)
-            due = (epoch + 1) % config.checkpoint_every == 0 or done == total
-            if due or interrupt:
+            stop = bool(interrupt)  # once: it may come between the two questions
+            if stop or done == total or (epoch + 1) % config.checkpoint_every == 0:
                 _save(run, config, done, state, sums)
             progress(done, _text(epoch, means, config), end_of_epoch=True)
-            if interrupt and done < total:
+            if stop and done < total:
                 return state, False
     return state, True
 
