@@ -21,9 +21,15 @@ def cross_entropy(
 
 
 def correct_in_top(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
-    """Returns whether the label is among the k largest logits, `[B]` bool."""
+    """Returns whether the label is among the k largest logits, `[B]` bool.
+
+    Of equal logits the lower class ranks first, as for argmax, so that a network whose
+    outputs are constant is right by chance only; one whose outputs are NaN never is.
+    """
     own = jnp.take_along_axis(logits, labels[:, None], -1)
-    return (logits > own).sum(-1) < k
+    lower = jnp.arange(logits.shape[-1]) < labels[:, None]
+    before = ~(logits <= own) | ((logits == own) & lower)
+    return before.sum(-1) < k
 
 
 def entropy(edge_weights: jax.Array) -> jax.Array:
