@@ -139,10 +139,11 @@ def finite_difference(
     """
     virtual = _virtual(loss, virtual_step, weights, alphas, train_batch, valid_batch)
     norm = optax.tree.norm(virtual.direction)
+    scale = jnp.where(norm > 0, radius / norm, 0.0)  # no direction: no implicit term
 
     def alphas_grad(sign: float) -> tuple[Alphas, Any]:
         moved = jax.tree.map(
-            lambda w, u: w + sign * (radius / norm) * u, weights, virtual.direction
+            lambda w, u: w + sign * scale * u, weights, virtual.direction
         )
         return jax.grad(loss, 1, has_aux=True)(moved, alphas, train_batch)
 

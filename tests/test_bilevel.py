@@ -317,6 +317,21 @@ def test_finite_difference_visits_w_plus_before_w_minus() -> None:
 
 
 @pytest.mark.parametrize("name", HYPERGRADIENTS)
+def test_without_a_gradient_at_w_prime_only_the_direct_term_is_left(name: str) -> None:
+    """The direction of the finite difference has length 0 then."""
+    problem = smooth_problem()
+
+    def loss(weights: Any, alphas: Any, batch: Batch) -> tuple[jax.Array, Any]:
+        valid = batch.labels[0, 0] == problem.valid_batch.labels[0, 0]
+        value, aux = problem.loss(weights, alphas, batch)
+        return jnp.where(valid, jnp.sin(alphas["normal"]).sum(), value), aux
+
+    found = problem._replace(loss=loss).gradient(HYPERGRADIENTS[name])
+    wanted = jax.tree.map(jnp.cos, problem.alphas)
+    assert distance(found, wanted) < 1e-13
+
+
+@pytest.mark.parametrize("name", HYPERGRADIENTS)
 def test_compiled_equals_uncompiled(name: str) -> None:
     problem = smooth_problem()
     chosen = HYPERGRADIENTS[name]
