@@ -1,0 +1,161 @@
+"""Runs the main job over several seeds against random genotypes, and records the numbers.
+
+    python scripts/study.py --name=NAME --runs=DIR --seeds=3 --randoms=5 \
+        --search="--config=configs/search_cifar10.py --config.num_epochs=5" \
+        --retrain="--config=configs/retrain_cifar10.py --config.num_epochs=10" \
+        -- --config.dataset.name=folder --config.dataset.path=DIR
+
+Seed s is searched into DIR/search-s and its genotype retrained into DIR/derived-s; random
+genotype r is retrained into DIR/random-r with the same options. What follows `--` goes to
+all of them. As many processes as there are cores run at a time, each on a core of its own.
+Every run resumes, so the same command again goes on. The report is DIR/report.html, the
+numbers benchmarks/NAME.json.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import shlex
+import statistics
+import subprocess
+import sys
+import threading
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def read(path: pathlib.Path) -> dict:
+    """Returns the content of a JSON file."""
+    return json.loads(path.read_text())
+
+
+def run_all(jobs: list[tuple[pathlib.Path, list[str]]]) -> float:
+    """Runs `darts_jax` with each job's words, a core each; returns the seconds it took."""
+    started, failed = time.time(), []
+    cores = sorted(os.sched_getaffinity(0))
+    waiting = list(reversed(jobs))
+
+    def work(core: int) -> None:
+        while waiting and not failed:
+            workdir, words = waiting.pop()
+            workdir.parent.mkdir(parents=True, exist_ok=True)
+            command = [
+                sys.executable,
+                "-m",
+                "darts_jax",
+                *words,
+                f"--workdir={workdir}",
+            ]
+            with open(f"{workdir}.log", "a") as log:
+                print(f"{workdir.name}: {shlex.join(words)}", flush=True)
+                status = subprocess.run(
+                    ["taskset", "-c", str(core), *command],
+                    stdout=log,
+                    stderr=log,
+                    cwd=ROOT,
+                ).returncode
+            if status:
+                failed.append(f"{workdir.name} ended with {status}; see {workdir}.log")
+
+    threads = [threading.Thread(target=work, args=(core,)) for core in cores]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failed:
+        sys.exit("study: " + "; ".join(failed))
+    return time.time() - started
+
+
+def summary(accuracies: list[float]) -> dict:
+    """Returns mean, sample standard deviation and the values."""
+    spread = statistics.stdev(accuracies) if len(accuracies) > 1 else None
+    return {"mean": statistics.mean(accuracies), "std": spread, "values": accuracies}
+
+
+def main() -> None:
+    """Runs the study of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--runs", required=True, type=pathlib.Path)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--randoms", type=int, default=5)
+    parser.add_argument("--search", required=True, help="options of every search")
+    parser.add_argument("--retrain", required=True, help="options of every retraining")
+    parser.add_argument("--note", default="", help="what the record should say besides")
+    parser.add_argument("common", nargs="*", help="options of both")
+    arguments = parser.parse_args()
+    runs = arguments.runs.resolve()
+    search = [*shlex.split(arguments.search), *arguments.common]
+    retrain = [*shlex.split(arguments.retrain), *arguments.common]
+    seeds, randoms = range(arguments.seeds), range(arguments.randoms)
+    quiet = "--config.progress=false"
+    searches = [
+        (runs / f"search-{s}", ["search", *search, f"--config.seed={s}", quiet])
+        for s in seeds
+    ]
+    derived = [
+        (
+            runs / f"derived-{s}",
+            [
+                *("retrain", *retrain, f"--config.seed={s}", quiet),
+                f"--config.genotype={runs / f'search-{s}' / 'genotype.json'}",
+            ],
+        )
+        for s in seeds
+    ]
+    drawn = [
+        (
+            runs / f"random-{r}",
+            [
+                *("retrain", *retrain, f"--config.seed={r}", quiet),
+                *("--config.genotype=random", f"--config.genotype_seed={r}"),
+            ],
+        )
+        for r in randoms
+    ]
+    seconds = run_all(searches + drawn)  # a derived genotype needs its search first
+    seconds += run_all(derived)
+    folders = [str(path) for path, _ in searches + derived + drawn]
+    subprocess.run(
+        [sys.executable, "-m", "darts_jax", "report", f"--output={runs}/report.html"]
+        + folders,
+        cwd=ROOT,
+        check=True,
+    )
+    results = {path.name: read(path / "result.json") for path, _ in searches + derived}
+    results |= {path.name: read(path / "result.json") for path, _ in drawn}
+    manifest = read(searches[0][0] / "manifest.json")
+    kept = ("versions", "devices", "backend", "platform", "cpu", "cores", "memory")
+    record = {
+        "name": arguments.name,
+        "note": arguments.note,
+        "commands": {"search": search, "retrain": retrain},
+        "seeds": list(seeds),
+        "random_genotype_seeds": list(randoms),
+        "hardware_and_versions": {k: manifest[k] for k in kept if k in manifest},
+        "seconds_of_the_last_call": seconds,
+        "config": {
+            "search": read(searches[0][0] / "config.json"),
+            "retrain": read(drawn[0][0] / "config.json"),
+        },
+        "supernet_valid_accuracy": summary(
+            [results[path.name]["valid_accuracy"] for path, _ in searches]
+        ),
+        "derived_test_accuracy": summary(
+            [results[path.name]["test_accuracy"] for path, _ in derived]
+        ),
+        "random_test_accuracy": summary(
+            [results[path.name]["test_accuracy"] for path, _ in drawn]
+        ),
+        "results": results,
+    }
+    path = ROOT / "benchmarks" / f"{arguments.name}.json"
+    path.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    print(f"numbers: {path}")
+
+
+if __name__ == "__main__":
+    main()
