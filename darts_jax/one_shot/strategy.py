@@ -1,7 +1,7 @@
 """`OneShot`: what a weight-sharing method is made of."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 
@@ -20,4 +20,4 @@ class OneShot(NamedTuple):
 
     initial_alphas: Callable[[Space, jax.Array, float], Alphas]
     relax: Callable[[Space, Alphas], EdgeWeights]
-    select: Callable[[Space, EdgeWeights], Genotype]
+    select: Callable[[Space, Mapping[str, Any]], Genotype]

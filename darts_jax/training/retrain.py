@@ -94,6 +94,49 @@ def data_step(
     return lambda state, sums, order: step(state, sums, order, train)
 
 
+def plan_of(task: Retraining, config: Any) -> loop.Plan:
+    """Returns what the epoch loop needs to know of the retraining."""
+    dataset, steps = task.dataset, task.steps
+    train = setup.on_device(Split(dataset.train_images, dataset.train_labels))
+
+    def drop_path(step: jax.Array) -> jax.Array:
+        return config.drop_path * (step // steps) / config.num_epochs
+
+    retrain_step = make_retrain_step(
+        task.model,
+        task.optimizer,
+        drop_path=drop_path if config.drop_path else None,
+        auxiliary_weight=config.auxiliary_weight,
+        label_smoothing=config.label_smoothing,
+    )
+    test = tester(task, config.batch_size)
+
+    def end_epoch(
+        state: RetrainState, epoch: int, means: dict[str, float]
+    ) -> dict[str, Any]:
+        row = {
+            "learning_rate": float(task.schedule(epoch * steps)),
+            "drop_path": config.drop_path * epoch / config.num_epochs,
+        }
+        last = epoch + 1 == config.num_epochs
+        if last or (config.evaluate_every and (epoch + 1) % config.evaluate_every == 0):
+            row |= test(state)
+        return row
+
+    def order(state: RetrainState, epoch: int) -> jax.Array:
+        return epoch_batches(state.key, epoch, len(train.labels), config.batch_size)
+
+    augment = setup.build_augment(config, dataset)
+    return loop.Plan(
+        step=data_step(retrain_step, train, augment, steps),
+        order=order,
+        end_epoch=end_epoch,
+        metrics=METRICS,
+        steps_per_epoch=steps,
+        images_per_step=config.batch_size,
+    )
+
+
 def retrain(run: RunDirectory, config: Any, interrupt: Interrupt) -> dict | None:
     """Runs, or resumes, the retraining of `config` in `run`.
 
@@ -108,64 +151,23 @@ def retrain(run: RunDirectory, config: Any, interrupt: Interrupt) -> dict | None
     genotype = (
         load_genotype(str(stored)) if stored.exists() else choose_genotype(config)
     )
-    retraining = build(config, genotype)
+    task = build(config, genotype)
     save(genotype, stored)
-    dataset, steps = retraining.dataset, retraining.steps
-    train = setup.on_device(Split(dataset.train_images, dataset.train_labels))
-
-    def drop_path(step: jax.Array) -> jax.Array:
-        return config.drop_path * (step // steps) / config.num_epochs
-
-    retrain_step = make_retrain_step(
-        retraining.model,
-        retraining.optimizer,
-        drop_path=drop_path if config.drop_path else None,
-        auxiliary_weight=config.auxiliary_weight,
-        label_smoothing=config.label_smoothing,
-    )
-    test = tester(retraining, config.batch_size)
-
-    def end_epoch(
-        state: RetrainState, epoch: int, means: dict[str, float]
-    ) -> dict[str, Any]:
-        row = {
-            "learning_rate": float(retraining.schedule(epoch * steps)),
-            "drop_path": config.drop_path * epoch / config.num_epochs,
-        }
-        last = epoch + 1 == config.num_epochs
-        if last or (config.evaluate_every and (epoch + 1) % config.evaluate_every == 0):
-            row |= test(state)
-        return row
-
-    initialise = jax.jit(
-        partial(initial_retrain_state, retraining.model, retraining.optimizer)
-    )
+    initialise = jax.jit(partial(initial_retrain_state, task.model, task.optimizer))
     state = initialise(jax.random.key(config.seed))
-    plan = loop.Plan(
-        step=data_step(
-            retrain_step, train, setup.build_augment(config, dataset), steps
-        ),
-        order=lambda state, epoch: epoch_batches(
-            state.key, epoch, len(train.labels), config.batch_size
-        ),
-        end_epoch=end_epoch,
-        metrics=METRICS,
-        steps_per_epoch=steps,
-        images_per_step=config.batch_size,
-    )
+    plan = plan_of(task, config)
     state, complete = loop.run_epochs(plan, state, run, config, interrupt)
     if not complete:
         return None
     metrics = run.rows("metrics")[-1]
+    image_shape = task.dataset.train_images.shape[1:]
     result = {
         "command": "retrain",
         "genotype": genotype.to_json(),
         "genotype_name": config.genotype,
         **{name: metrics[name] for name in metrics if name.startswith("test_")},
         "parameters": count_parameters(state.weights),
-        "multiply_adds": count_multiply_adds(
-            retraining.model, dataset.train_images.shape[1:]
-        ),
+        "multiply_adds": count_multiply_adds(task.model, image_shape),
         "seconds": sum(row["seconds"] for row in run.rows("timing")),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+import numpy as np
+
 from darts_jax.errors import UserError
 from darts_jax.training import manifest, records
 
@@ -97,6 +99,24 @@ class RunDirectory:
         """Writes `{tag: value}` at `step` for TensorBoard, unless the config says no."""
         if not self.config.get("tensorboard", True):
             return
+        writer = self._open_tensorboard()
+        for tag, value in values.items():
+            writer.add_scalar(tag, float(value), step)
+        writer.flush()
+
+    def text(self, step: int, tag: str, text: str) -> None:
+        """Writes a preformatted text at `step` for TensorBoard."""
+        if self.config.get("tensorboard", True):
+            indented = "\n".join(f"    {line}" for line in text.splitlines())
+            self._open_tensorboard().add_text(tag, indented, step)
+
+    def heat_map(self, step: int, tag: str, values: np.ndarray) -> None:
+        """Draws a matrix of values in [0, 1] at `step` for TensorBoard, dark is large."""
+        if self.config.get("tensorboard", True):
+            cells = np.kron(255 * (1 - values), np.ones((16, 32))).astype(np.uint8)
+            self._open_tensorboard().add_image(tag, cells, step, dataformats="HW")
+
+    def _open_tensorboard(self) -> Any:
         if self._tensorboard is None:
             from tensorboardX import SummaryWriter
 
@@ -105,9 +125,7 @@ class RunDirectory:
             self._tensorboard = SummaryWriter(
                 str(self.path / "tensorboard"), purge_step=last + 1
             )
-        for tag, value in values.items():
-            self._tensorboard.add_scalar(tag, float(value), step)
-        self._tensorboard.flush()
+        return self._tensorboard
 
     def _write_csv(self) -> None:
         records.write_atomic(self.path / "metrics.csv", records.to_csv(self._metrics))
