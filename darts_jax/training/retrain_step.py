@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from darts_jax.training.metrics import correct_in_top, cross_entropy
+from darts_jax.training.randomness import NETWORK
 from darts_jax.types import Batch, Model, RetrainState, Weights
 
 Metrics = dict[str, jax.Array]
@@ -51,12 +52,13 @@ def make_retrain_step(
 
     def loss(weights: Weights, state: RetrainState, batch: Batch) -> tuple:
         extra = {} if drop_path is None else {"drop_path": drop_path(state.step)}
+        key = jax.random.fold_in(jax.random.fold_in(state.key, NETWORK), state.step)
         logits, stats = model.apply(
             weights,
             state.batch_stats,
             batch.images,
             train=True,
-            key=jax.random.fold_in(state.key, state.step),
+            key=key,
             **extra,
         )
         logits, auxiliary = logits if isinstance(logits, tuple) else (logits, None)

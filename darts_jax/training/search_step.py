@@ -6,7 +6,7 @@ the same train batch.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from darts_jax.bilevel import Hypergradient, Loss
 from darts_jax.one_shot import OneShot
 from darts_jax.spaces import Space
 from darts_jax.training.metrics import correct_in_top, cross_entropy
+from darts_jax.training.randomness import NETWORK
 from darts_jax.types import Alphas, Batch, BatchStats, Model, SearchState, Weights
 
 Metrics = dict[str, jax.Array]
@@ -70,6 +71,96 @@ def after_passes(old: BatchStats, passes: list[BatchStats]) -> BatchStats:
     return running
 
 
+class Levels(NamedTuple):
+    """What both levels of a search step are made of.
+
+    hypergradient: one of `bilevel.HYPERGRADIENTS`, its options bound.
+    """
+
+    model: Model
+    strategy: OneShot
+    space: Space
+    optimizers: Optimizers
+    hypergradient: Callable[..., Hypergradient]
+
+
+def loss_at(levels: Levels, state: SearchState) -> Loss:
+    """Returns `loss(weights, alphas, batch) -> (mean loss, (batch_stats, accuracy))`.
+
+    In training mode, with the running statistics and the randomness of `state`.
+    """
+    key = jax.random.fold_in(jax.random.fold_in(state.key, NETWORK), state.step)
+
+    def loss(weights: Weights, alphas: Alphas, batch: Batch) -> tuple:
+        logits, stats = levels.model.apply(
+            weights,
+            state.batch_stats,
+            batch.images,
+            levels.strategy.relax(levels.space, alphas),
+            train=True,
+            key=key,
+        )
+        value = cross_entropy(logits, batch.labels).mean()
+        accuracy = correct_in_top(logits, batch.labels, 1).mean()
+        return value, (stats, accuracy)
+
+    return loss
+
+
+def alphas_step(
+    levels: Levels, state: SearchState, train_batch: Batch, valid_batch: Batch
+) -> tuple[SearchState, Metrics]:
+    """Returns the state after one update of the alphas, and valid_loss, valid_accuracy."""
+    optimizers = levels.optimizers
+
+    def virtual_step(weights: Weights, grads: Weights) -> Weights:
+        updates, _ = optimizers.virtual.update(grads, state.weight_opt, weights)
+        return optax.apply_updates(weights, updates)
+
+    result = levels.hypergradient(
+        loss_at(levels, state),
+        virtual_step,
+        state.weights,
+        state.alphas,
+        train_batch,
+        valid_batch,
+    )
+    updates, alpha_opt = optimizers.alphas.update(
+        result.alphas, state.alpha_opt, state.alphas
+    )
+    passes = [stats for stats, _ in result.train_aux]
+    valid_stats, accuracy = result.valid_aux
+    if result.own_weights:
+        passes.append(valid_stats)
+    state = state._replace(
+        alphas=optax.apply_updates(state.alphas, updates),
+        alpha_opt=alpha_opt,
+        batch_stats=after_passes(state.batch_stats, passes),
+    )
+    return state, {"valid_loss": result.value, "valid_accuracy": accuracy}
+
+
+def weights_step(
+    levels: Levels, state: SearchState, train_batch: Batch
+) -> tuple[SearchState, Metrics]:
+    """Returns the state after one update of the weights, and train_loss, train_accuracy.
+
+    Loss and accuracy are those before the update.
+    """
+    (value, (stats, accuracy)), grads = jax.value_and_grad(
+        loss_at(levels, state), has_aux=True
+    )(state.weights, state.alphas, train_batch)
+    updates, weight_opt = levels.optimizers.weights.update(
+        grads, state.weight_opt, state.weights
+    )
+    state = state._replace(
+        weights=optax.apply_updates(state.weights, updates),
+        weight_opt=weight_opt,
+        batch_stats=stats,
+    )
+    return state, {"train_loss": value, "train_accuracy": accuracy}
+
+
 def make_search_step(
     model: Model,
     strategy: OneShot,
@@ -89,84 +180,19 @@ def make_search_step(
         hypergradient: one of `bilevel.HYPERGRADIENTS`.
         order: "alphas_first" (DARTS) or "weights_first" (NAS-Bench-201's runs).
 
-    The metrics are means over the batch: train_loss, train_accuracy (before the weights
-    step), valid_loss, valid_accuracy (at the alphas step).
+    The metrics are means over the batch, those of `weights_step` and `alphas_step`.
     """
-
-    def loss_of(state: SearchState) -> Loss:
-        key = jax.random.fold_in(state.key, state.step)
-
-        def loss(weights: Weights, alphas: Alphas, batch: Batch) -> tuple:
-            logits, stats = model.apply(
-                weights,
-                state.batch_stats,
-                batch.images,
-                strategy.relax(space, alphas),
-                train=True,
-                key=key,
-            )
-            value = cross_entropy(logits, batch.labels).mean()
-            accuracy = correct_in_top(logits, batch.labels, 1).mean()
-            return value, (stats, accuracy)
-
-        return loss
-
-    def alphas_step(
-        state: SearchState, train_batch: Batch, valid_batch: Batch
-    ) -> tuple[SearchState, Metrics]:
-        def virtual_step(weights: Weights, grads: Weights) -> Weights:
-            updates, _ = optimizers.virtual.update(grads, state.weight_opt, weights)
-            return optax.apply_updates(weights, updates)
-
-        result = hypergradient(
-            loss_of(state),
-            virtual_step,
-            state.weights,
-            state.alphas,
-            train_batch,
-            valid_batch,
-        )
-        updates, alpha_opt = optimizers.alphas.update(
-            result.alphas, state.alpha_opt, state.alphas
-        )
-        passes = [stats for stats, _ in result.train_aux]
-        valid_stats, accuracy = result.valid_aux
-        if result.own_weights:
-            passes.append(valid_stats)
-        state = state._replace(
-            alphas=optax.apply_updates(state.alphas, updates),
-            alpha_opt=alpha_opt,
-            batch_stats=after_passes(state.batch_stats, passes),
-        )
-        return state, {"valid_loss": result.value, "valid_accuracy": accuracy}
-
-    def weights_step(
-        state: SearchState, train_batch: Batch
-    ) -> tuple[SearchState, Metrics]:
-        (value, (stats, accuracy)), grads = jax.value_and_grad(
-            loss_of(state), has_aux=True
-        )(state.weights, state.alphas, train_batch)
-        updates, weight_opt = optimizers.weights.update(
-            grads, state.weight_opt, state.weights
-        )
-        state = state._replace(
-            weights=optax.apply_updates(state.weights, updates),
-            weight_opt=weight_opt,
-            batch_stats=stats,
-        )
-        return state, {"train_loss": value, "train_accuracy": accuracy}
+    levels = Levels(model, strategy, space, optimizers, hypergradient)
 
     def search_step(
         state: SearchState, train_batch: Batch, valid_batch: Batch
     ) -> tuple[SearchState, Metrics]:
-        metrics: dict[str, Any] = {}
-        levels = [
-            lambda s: alphas_step(s, train_batch, valid_batch),
-            lambda s: weights_step(s, train_batch),
-        ]
-        for level in levels if order == "alphas_first" else levels[::-1]:
-            state, reported = level(state)
-            metrics |= reported
-        return state._replace(step=state.step + 1), metrics
+        if order == "alphas_first":
+            state, upper = alphas_step(levels, state, train_batch, valid_batch)
+            state, lower = weights_step(levels, state, train_batch)
+        else:
+            state, lower = weights_step(levels, state, train_batch)
+            state, upper = alphas_step(levels, state, train_batch, valid_batch)
+        return state._replace(step=state.step + 1), lower | upper
 
     return search_step

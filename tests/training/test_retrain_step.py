@@ -11,6 +11,8 @@ import pytest
 
 from darts_jax.training.metrics import cross_entropy
 from darts_jax.training.optimizers import weight_optimizer
+from darts_jax.training.randomness import NETWORK
+from darts_jax.training.randomness import NETWORK
 from darts_jax.training.retrain_step import initial_retrain_state, make_retrain_step
 from darts_jax.types import Model, RetrainState
 
@@ -27,7 +29,7 @@ def written_out(
     """(loss of weights -> (value, auxiliary value, statistics)) of the toy network."""
 
     def losses(weights: Any) -> Any:
-        key = jax.random.fold_in(state.key, state.step)
+        key = jax.random.fold_in(jax.random.fold_in(state.key, NETWORK), state.step)
         logits, stats = toy.network_apply(
             weights,
             state.batch_stats,

@@ -16,6 +16,8 @@ from darts_jax.models.layers import BatchNorm
 from darts_jax.one_shot import DARTS
 from darts_jax.training.metrics import correct_in_top, cross_entropy
 from darts_jax.training.optimizers import alpha_optimizer, weight_optimizer
+from darts_jax.training.randomness import NETWORK
+from darts_jax.training.randomness import NETWORK
 from darts_jax.training.search_step import (
     KEPT,
     Optimizers,
@@ -77,7 +79,9 @@ class Reference:
 
     def __init__(self, toy: ModuleType, state: SearchState) -> None:
         self.toy, self.state, self.passes = toy, state, 0
-        self.key = jax.random.fold_in(state.key, state.step)
+        self.key = jax.random.fold_in(
+            jax.random.fold_in(state.key, NETWORK), state.step
+        )
 
     def logits(self, weights: Any, alphas: Any, batch: Batch) -> tuple[jax.Array, Any]:
         edge_weights = DARTS.relax(self.toy.SPACE, alphas)
