@@ -12,7 +12,6 @@ import pytest
 from darts_jax.training.metrics import cross_entropy
 from darts_jax.training.optimizers import weight_optimizer
 from darts_jax.training.randomness import NETWORK
-from darts_jax.training.randomness import NETWORK
 from darts_jax.training.retrain_step import initial_retrain_state, make_retrain_step
 from darts_jax.types import Model, RetrainState
 

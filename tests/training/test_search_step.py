@@ -17,7 +17,6 @@ from darts_jax.one_shot import DARTS
 from darts_jax.training.metrics import correct_in_top, cross_entropy
 from darts_jax.training.optimizers import alpha_optimizer, weight_optimizer
 from darts_jax.training.randomness import NETWORK
-from darts_jax.training.randomness import NETWORK
 from darts_jax.training.search_step import (
     KEPT,
     Optimizers,
