@@ -30,10 +30,10 @@ _OIHW = (lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1))
 _LAYOUTS = {
     "conv": _OIHW,
     "depthwise": (
-        lambda w: w[:, 0].transpose(1, 2, 0),
+        lambda w: w.squeeze(1).transpose(1, 2, 0),
         lambda w: w.transpose(2, 0, 1)[:, None],
     ),
-    "pointwise": (lambda w: w[:, :, 0, 0].T, lambda w: w.T[:, :, None, None]),
+    "pointwise": (lambda w: w.squeeze((2, 3)).T, lambda w: w.T[:, :, None, None]),
     "linear": (lambda w: w.T, lambda w: w.T),
 }
 _SAME = (lambda w: w, lambda w: w)
