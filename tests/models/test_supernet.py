@@ -130,8 +130,9 @@ def test_parameters_are_the_references(name: str) -> None:
     assert count_parameters(weights) == _reference_parameters(space, 4, 6)
 
 
-def test_the_formula_gives_the_published_number() -> None:
+def test_the_formula_gives_the_published_numbers() -> None:
     assert _reference_parameters(SPACES["darts"](), 8, 16) == 1_930_618
+    assert _reference_parameters(SPACES["darts"](), 20, 16) == 4_548_730
 
 
 def test_primitives_that_an_edge_does_not_have_get_no_parameters() -> None:

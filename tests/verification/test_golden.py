@@ -40,6 +40,16 @@ def float64() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def quick_compilation() -> Iterator[None]:
+    """Compilation in half the time; the slow tests and the script compile as users do."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    jax.config.update(name, True)
+    yield
+    jax.config.update(name, before)
+
+
 @pytest.fixture(scope="module")
 def operations() -> Golden:
     return _load("ops_cnn.npz")
@@ -56,7 +66,9 @@ def test_the_file_has_every_primitive_of_the_reference() -> None:
 
 
 @pytest.mark.parametrize("case", _cases())
-def test_an_operation(case: str, operations: Golden, float64: None) -> None:
+def test_an_operation(
+    case: str, operations: Golden, float64: None, quick_compilation: None
+) -> None:
     part = Golden({k: v for k, v in operations.items() if k.startswith(f"{case}/")})
     checks = list(verify_operations(part))
     assert [c.quantity for c in checks] == [
@@ -65,7 +77,7 @@ def test_an_operation(case: str, operations: Golden, float64: None) -> None:
     _assert_passed(checks)
 
 
-def test_the_derived_network(float64: None) -> None:
+def test_the_derived_network(float64: None, quick_compilation: None) -> None:
     kind, checks = verification.verify_file(GOLDEN / "derived_darts_v2.npz")
     assert kind == "derived network"
     done = list(checks)
@@ -82,7 +94,7 @@ def test_the_derived_network(float64: None) -> None:
     _assert_passed(done)
 
 
-def test_the_supernet_forward(float64: None) -> None:
+def test_the_supernet_forward(float64: None, quick_compilation: None) -> None:
     kind, checks = verification.verify_file(GOLDEN / "search_cnn.npz")
     assert kind == "supernet"
     done = []
