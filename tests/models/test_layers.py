@@ -17,6 +17,7 @@ from darts_jax.models.layers import (
     max_pool,
 )
 from darts_jax.models.operations import FactorizedReduce
+from darts_jax.models.skeleton import ResidualBlock
 
 close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-12)
 
@@ -181,6 +182,26 @@ def test_factorized_reduce_halves_odd_sizes_too(
     for channels, kernel, start in ((slice(2), half[0], 0), (slice(2, 5), half[1], 1)):
         part = padded[:, :, start::2, start::2]
         close(y[channels], _conv(part, kernel[0], (1, 1), (0, 0)))
+
+
+@pytest.mark.parametrize("image", [(4, 6), (5, 7)])
+def test_the_shortcut_of_nas_bench_201_averages_what_there_is(
+    image: tuple[int, int], float64: None, rng: np.random.Generator
+) -> None:
+    x = rng.normal(size=(3, 2, *image))
+    module = ResidualBlock(3, functools.partial(BatchNorm, affine=True))
+    shapes = jax.eval_shape(
+        functools.partial(module.init, train=False),
+        jax.random.key(0),
+        x.astype(np.float32),
+    )
+    variables = jax.tree.map(lambda s: np.zeros(s.shape), shapes)  # the other branch: 0
+    variables["params"]["shortcut"]["conv"] = np.eye(3)[None, None, None]
+    y = np.asarray(module.apply(variables, x, train=False))
+    assert y.shape == (3, 2, *(-(-size // 2) for size in image))
+    for row, column in np.ndindex(*y.shape[2:]):
+        part = x[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+        close(y[:, :, row, column], part.mean((-2, -1)))
 
 
 class _Identity(nn.Module):
