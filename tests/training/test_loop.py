@@ -85,7 +85,8 @@ def run(
     start = State(jnp.zeros((), jnp.int32), jnp.float32(1))
     with open_run(path, "search", fields, []) as directory:
         config = SimpleNamespace(**fields)
-        return loop.run_epochs(plan, start, directory, config, stop or Stop())
+        interrupt = Stop() if stop is None else stop  # asking it would count
+        return loop.run_epochs(plan, start, directory, config, interrupt)
 
 
 def rows(path: Path) -> bytes:
@@ -140,6 +141,12 @@ def test_signal_at_any_moment(
     state, complete = run(
         tmp_path, plan, Stop(after), checkpoint_every=checkpoint_every
     )
+    answers = [
+        *range(1, STEPS + 1),
+        STEPS,
+    ] * EPOCHS  # steps done in its epoch, each time
+    epoch, asked = divmod(after, STEPS + 1)
+    assert int(state.step) == epoch * STEPS + answers[asked]
     assert complete == (int(state.step) == TOTAL)
     assert saved_steps(tmp_path)[-1] == int(state.step)
     stopped = (
