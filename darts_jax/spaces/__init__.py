@@ -6,9 +6,10 @@ A new space is one file with a builder and one line here.
 from collections.abc import Callable
 
 from darts_jax.spaces.darts import darts
+from darts_jax.spaces.members import check_genotype, random_genotype
 from darts_jax.spaces.nas_bench_201 import nas_bench_201
 from darts_jax.spaces.robust_darts import darts_s1, darts_s2, darts_s3, darts_s4
-from darts_jax.spaces.space import Space, check_genotype, random_genotype
+from darts_jax.spaces.space import Space
 from darts_jax.spaces.tiny import tiny
 
 __all__ = ["SPACES", "Space", "check_genotype", "random_genotype"]

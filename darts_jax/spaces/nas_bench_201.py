@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from darts_jax.spaces.space import Space, make_space
+from darts_jax.spaces.build import make_space
+from darts_jax.spaces.space import Space
 
 PRIMITIVES: tuple[str, ...] = (  # the benchmark's order
     "none",
