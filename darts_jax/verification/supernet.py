@@ -210,7 +210,7 @@ def _second_order(search: _Search, name: str, state: SearchState) -> Iterator[Ch
             ours = run(bilevel.finite_difference, radius=float(radius)).alphas
             wanted = read_kinds(golden, f"{name}/fd_r{radius}_dalphas_{{}}")
             # Rounding of two gradients of order 1, divided by twice the radius.
-            tolerance = max(TOLERANCE, 1e-12 / float(radius))
+            tolerance = max(TOLERANCE, 1e-13 / float(radius))
             label = f"{name}/finite_difference, radius {radius}"
             yield Check(label, relative_error(ours, wanted), tolerance)
     wanted = read_kinds(golden, f"{name}/exact_dalphas_{{}}")

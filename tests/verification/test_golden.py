@@ -131,7 +131,7 @@ def test_the_supernet_gradients_and_hypergradients(float64: None) -> None:
             f"{start}/unrolled (exact) alpha gradients",
         }
     _assert_passed(done)
-    # Only a finite difference of a tiny radius may be further off: it is rounding.
+    # Only the finite difference of the smallest radius may be further off, by rounding.
     loose = [c.quantity for c in done if c.tolerance > TOLERANCE]
     assert all("radius 1e-06" in quantity for quantity in loose)
 
