@@ -155,9 +155,11 @@ def open_run(
         raise UserError(f"cannot use run directory {workdir}: {reason}") from error
     try:
         run = RunDirectory(path, resolved, lock)
-        if (path / "config.json").is_file():
+        if (path / "config.json").is_file() and _has_progress(path):
             _resume(run, command, argv)
         else:
+            # What a run leaves that failed before its first epoch binds nobody.
+            (path / "genotype.json").unlink(missing_ok=True)
             seed = int(resolved.get("seed", 0))
             run.write_json("manifest.json", manifest.describe(command, argv, seed))
             run.write_json("config.json", resolved)  # last: it makes the folder a run
@@ -216,6 +218,12 @@ def _take_lock(path: Path) -> TextIO:
     lock.write(f"{os.getpid()}\n")
     lock.flush()
     return lock
+
+
+def _has_progress(path: Path) -> bool:
+    """Whether there is anything in the run that another config could spoil."""
+    saved = [path / "result.json", path / "metrics.jsonl"]
+    return any(p.is_file() for p in saved) or any(path.glob("checkpoints/*"))
 
 
 def _resume(run: RunDirectory, command: str, argv: Sequence[str]) -> None:

@@ -95,6 +95,7 @@ def test_search_retrain_evaluate_report(
     options = (*SMALL, f"--config.genotype={search / 'genotype.json'}")
     # 30 test images are no whole number of batches of 8.
     options += ("--config.dataset.test_limit=30", "--config.evaluate_every=1")
+    options += ("--config.model.num_cells=2",)
     status, out, _ = run("retrain_digits:tiny", retrain, *options)
     assert status == 0
     assert load(retrain / "genotype.json") == genotype
@@ -134,6 +135,8 @@ def _config(workdir: Path) -> Any:
 def test_changed_config_is_refused(run: Run, tmp_path: Path) -> None:
     """Nothing of the run is touched, the line names every difference."""
     run("retrain_digits:tiny", tmp_path / "r", "--config.genotype=nowhere.json")
+    # Only a run with something in it is bound to its config.
+    (tmp_path / "r" / "metrics.jsonl").write_text('{"epoch": 0, "step": 1}\n')
     before = snapshot(tmp_path / "r")
     status, out, err = run(
         "retrain_digits:tiny",
@@ -241,6 +244,7 @@ def test_search_learns_without_the_test_split(
     monkeypatch.setattr(setup, "read_dataset", without_test)
     monkeypatch.setattr(searching, "make_search_step", counted)
     options = ("--config.dataset.limit=800", "--config.num_epochs=8")
+    options += ("--config.model.num_cells=2",)
     options += ("--config.alphas.learning_rate=0.01", "--config.evaluate_every=4")
     assert run("search_digits:tiny", tmp_path, *SMALL, *options)[0] == 0
     assert traces == [1]
@@ -281,6 +285,7 @@ def test_folder_of_images(
             Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
     options = ("--config.dataset.name=folder", "--config.num_epochs=1")
     options += (f"--config.dataset.path={tmp_path / 'images'}", "--config.preset=paper")
+    options += ("--config.model.num_cells=1",)
     status, _, err = run("search_cifar10:tiny", tmp_path / "r", *SMALL, *options)
     assert status == 0, err
     alphas = read(tmp_path / "r", "genotypes.jsonl")[0]["alphas"]

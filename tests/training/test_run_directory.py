@@ -68,7 +68,8 @@ def test_new_run_records_config_and_manifest(tmp_path: Path) -> None:
 
 
 def test_same_config_resumes(tmp_path: Path) -> None:
-    open_run(tmp_path, "search", CONFIG, ["1"]).close()
+    with open_run(tmp_path, "search", CONFIG, ["1"]) as run:
+        run.append("metrics", {"epoch": 0, "step": 1})
     freed = {**CONFIG, "progress": False}
     with open_run(tmp_path, "search", freed, ["2"]) as run:
         assert run.resumed
@@ -78,7 +79,8 @@ def test_same_config_resumes(tmp_path: Path) -> None:
 
 
 def test_other_config_is_refused_with_every_difference(tmp_path: Path) -> None:
-    open_run(tmp_path, "search", CONFIG, []).close()
+    with open_run(tmp_path, "search", CONFIG, []) as run:
+        run.append("metrics", {"epoch": 0, "step": 1})
     before = (tmp_path / "config.json").read_bytes()
     other = {"seed": 2, "progress": True, "weights": {"clip": 1.0}, "new": "x"}
     with pytest.raises(UserError) as refusal:
@@ -95,8 +97,20 @@ def test_other_config_is_refused_with_every_difference(tmp_path: Path) -> None:
     open_run(tmp_path, "search", CONFIG, []).close()  # the refusal left no lock
 
 
+def test_a_run_that_never_began_takes_another_config(tmp_path: Path) -> None:
+    with open_run(tmp_path, "retrain", CONFIG, ["1"]) as run:
+        run.write_json("genotype.json", {"of": "the failed attempt"})
+    other = {**CONFIG, "seed": 2}
+    with open_run(tmp_path, "retrain", other, ["2"]) as run:
+        assert not run.resumed
+    assert read_run(tmp_path) == ("retrain", other)
+    assert not (tmp_path / "genotype.json").exists()
+    assert json.loads((tmp_path / "manifest.json").read_text())["seed"] == 2
+
+
 def test_run_of_another_command_is_refused(tmp_path: Path) -> None:
-    open_run(tmp_path, "search", CONFIG, []).close()
+    with open_run(tmp_path, "search", CONFIG, []) as run:
+        run.append("metrics", {"epoch": 0, "step": 1})
     with pytest.raises(UserError, match="holds a search run"):
         open_run(tmp_path, "retrain", CONFIG, [])
 
@@ -134,7 +148,7 @@ def test_second_process_is_refused_until_the_first_dies(tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     with open_run(tmp_path, "search", {"seed": 1}, []) as run:
-        assert run.resumed
+        assert run.config == {"seed": 1}
         with pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
             open_run(tmp_path, "search", {"seed": 1}, [])
 
