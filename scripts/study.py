@@ -153,7 +153,8 @@ def main() -> None:
         "results": results,
     }
     path = ROOT / "benchmarks" / f"{arguments.name}.json"
-    path.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    text = json.dumps(record, indent=1, sort_keys=True).replace(str(runs), "RUNS")
+    path.write_text(text + "\n")
     print(f"numbers: {path}")
 
 
