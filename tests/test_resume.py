@@ -26,6 +26,7 @@ SIZES = (
 )
 RANDOM_CELL = ("--config.genotype=random", "--config.evaluate_every=2")
 DEADLINE = 300.0  # seconds for a process to get where it is waited for
+pytestmark = pytest.mark.timeout(1800)  # many processes in a row, on a busy machine
 
 
 class Stop(NamedTuple):
