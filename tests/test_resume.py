@@ -140,7 +140,8 @@ def check(
     for part in (".weights", ".weight_opt", ".batch_stats", ".key", ".step"):
         assert any(f"['state']{part}" in path for path in paths)
     restarts = json.loads((workdir / "manifest.json").read_text())["restarts"]
-    assert len(restarts) == len(stops)
+    # One that was killed before its first row has left nothing and begins anew.
+    assert len(restarts) >= sum(stop.rows > 0 for stop in stops)
 
 
 def test_search(repository: Path, tmp_path: Path) -> None:
