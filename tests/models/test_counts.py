@@ -31,6 +31,9 @@ DATASETS: dict[str, dict[str, Any]] = {
     "cifar100": {**CIFAR, "num_classes": 100, "channels": 36, "num_cells": 20},
     "imagenet": {**IMAGENET, "num_classes": 1000, "channels": 48, "num_cells": 14},
 }
+SLOW = pytest.mark.slow
+# Between them these have every primitive, and every kind of cell, of the zoo.
+VARIED = {"AmoebaNet_A", "DARTS_V1", "DARTS_V2", "FairDARTS_A", "NASNet_A", "SNAS"}
 FIELDS = ("parameters", "parameters_with_auxiliary", "multiply_adds")
 
 
@@ -47,8 +50,8 @@ def _network(name: str, dataset: str) -> Model:
     [
         (16, 8, 1_930_618),
         (4, 3, 72_854),
-        (8, 5, 394_210),
-        pytest.param(16, 20, 4_548_730, marks=pytest.mark.slow),
+        pytest.param(8, 5, 394_210, marks=SLOW),
+        pytest.param(16, 20, 4_548_730, marks=SLOW),
     ],
 )
 def test_the_supernets_parameters(
@@ -67,10 +70,10 @@ def test_the_supernets_parameters(
 @pytest.mark.parametrize(
     ("name", "dataset", "parameters", "auxiliary"),
     [
-        ("DARTS_V1", "cifar10", 3_169_414, 476_426),
+        pytest.param("DARTS_V1", "cifar10", 3_169_414, 476_426, marks=SLOW),
         ("DARTS_V2", "cifar10", 3_349_342, 476_426),
-        ("DARTS_V2", "cifar100", 3_401_272, 545_636),
-        ("DARTS_V1", "imagenet", 4_510_432, 1_260_776),
+        pytest.param("DARTS_V2", "cifar100", 3_401_272, 545_636, marks=SLOW),
+        pytest.param("DARTS_V1", "imagenet", 4_510_432, 1_260_776, marks=SLOW),
         ("DARTS_V2", "imagenet", 4_718_752, 1_260_776),
     ],
 )
@@ -175,7 +178,13 @@ def test_the_count_by_hand_gives_the_recorded_numbers(name: str, dataset: str) -
     assert {k: recorded[k] for k in FIELDS} == _by_hand(zoo.load(name), **size)
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in VARIED else pytest.param(name, marks=SLOW)
+        for name in zoo.names()
+    ],
+)
 def test_a_zoo_entrys_network_has_what_the_count_by_hand_says(name: str) -> None:
     stem, pixels = ("imagenet", 224) if len(name) % 2 else ("cifar", 32)
     size = {
@@ -203,10 +212,10 @@ def test_a_zoo_entrys_network_has_the_recorded_numbers(name: str, dataset: str) 
 
 
 def _benchmark() -> list[Any]:
-    """The recorded cells; all but the first seven are slow."""
+    """The recorded cells; all but the first six are slow."""
     path = Path(__file__).parents[1] / "golden" / "nas_bench_201_counts.json"
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    return rows[:7] + [pytest.param(*row, marks=pytest.mark.slow) for row in rows[7:]]
+    return rows[:6] + [pytest.param(*row, marks=SLOW) for row in rows[6:]]
 
 
 @pytest.mark.parametrize(("cell", "parameters", "multiply_adds"), _benchmark())

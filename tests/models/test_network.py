@@ -201,8 +201,8 @@ def test_unusual_cells_build(name: str) -> None:
     assert _logits_shape(model, (9, 9, 3), True) == (2, 5)
 
 
-@pytest.mark.parametrize("name", SPACES)
-def test_a_random_genotype_of_every_space_builds(name: str) -> None:
+@pytest.mark.parametrize("name", ["tiny", "darts_s4", "nas_bench_201"])
+def test_a_random_genotype_builds(name: str) -> None:
     genotype = random_genotype(SPACES[name](), np.random.default_rng(0))
     model = make_network(genotype, image_shape=(9, 7, 3), **SMALL)
     assert _logits_shape(model, (9, 7, 3), True) == (2, 5)
