@@ -70,10 +70,10 @@ def test_the_supernets_parameters(
 @pytest.mark.parametrize(
     ("name", "dataset", "parameters", "auxiliary"),
     [
-        pytest.param("DARTS_V1", "cifar10", 3_169_414, 476_426, marks=SLOW),
+        ("DARTS_V1", "cifar10", 3_169_414, 476_426),
         ("DARTS_V2", "cifar10", 3_349_342, 476_426),
-        pytest.param("DARTS_V2", "cifar100", 3_401_272, 545_636, marks=SLOW),
-        pytest.param("DARTS_V1", "imagenet", 4_510_432, 1_260_776, marks=SLOW),
+        ("DARTS_V2", "cifar100", 3_401_272, 545_636),
+        ("DARTS_V1", "imagenet", 4_510_432, 1_260_776),
         ("DARTS_V2", "imagenet", 4_718_752, 1_260_776),
     ],
 )
