@@ -134,7 +134,7 @@ def main() -> None:
         "seeds": list(seeds),
         "random_genotype_seeds": list(randoms),
         "hardware_and_versions": {k: manifest[k] for k in kept if k in manifest},
-        "core_seconds": sum(result["seconds"] for result in results.values()),
+        "run_seconds": sum(result["seconds"] for result in results.values()),
         "config": {
             "search": read(searches[0][0] / "config.json"),
             "retrain": read(drawn[0][0] / "config.json"),

@@ -173,7 +173,8 @@ def test_a_bad_cell_is_refused(
 
 
 def test_an_unused_node_may_be_empty() -> None:
-    CellGenotype((NODE, (), NODE), (2, 4))
+    cell = CellGenotype((NODE, (), NODE), (2, 4))
+    assert cell.nodes[1] == ()
 
 
 def test_a_genotype_checks_its_family_and_cells() -> None:
