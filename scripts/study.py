@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import threading
+from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -30,15 +31,29 @@ def read(path: pathlib.Path) -> dict:
     return json.loads(path.read_text())
 
 
-def run_all(jobs: list[tuple[pathlib.Path, list[str]]]) -> None:
-    """Runs `darts_jax` with each job's words, a core each; the first failure ends it."""
+class Job(NamedTuple):
+    """A run of `darts_jax`: its folder, its words, and the run that must end before."""
+
+    workdir: pathlib.Path
+    words: list[str]
+    after: pathlib.Path | None = None
+
+
+def run_all(jobs: list[Job]) -> None:
+    """Runs the jobs in this order, a core each; the first failure ends it.
+
+    A job stands after the one it waits for, so that this one is always under way.
+    """
     failed: list[str] = []
     cores = sorted(os.sched_getaffinity(0))
     waiting = list(reversed(jobs))
+    ended = {job.workdir: threading.Event() for job in jobs}
 
     def work(core: int) -> None:
         while waiting and not failed:
-            workdir, words = waiting.pop()
+            workdir, words, after = waiting.pop()
+            if after is not None:
+                ended[after].wait()
             workdir.parent.mkdir(parents=True, exist_ok=True)
             command = [
                 sys.executable,
@@ -57,6 +72,7 @@ def run_all(jobs: list[tuple[pathlib.Path, list[str]]]) -> None:
                 ).returncode
             if status:
                 failed.append(f"{workdir.name} ended with {status}; see {workdir}.log")
+            ended[workdir].set()
 
     threads = [threading.Thread(target=work, args=(core,)) for core in cores]
     for thread in threads:
@@ -91,21 +107,22 @@ def main() -> None:
     seeds, randoms = range(arguments.seeds), range(arguments.randoms)
     quiet = "--config.progress=false"
     searches = [
-        (runs / f"search-{s}", ["search", *search, f"--config.seed={s}", quiet])
+        Job(runs / f"search-{s}", ["search", *search, f"--config.seed={s}", quiet])
         for s in seeds
     ]
     derived = [
-        (
+        Job(
             runs / f"derived-{s}",
             [
                 *("retrain", *retrain, f"--config.seed={s}", quiet),
                 f"--config.genotype={runs / f'search-{s}' / 'genotype.json'}",
             ],
+            after=runs / f"search-{s}",
         )
         for s in seeds
     ]
     drawn = [
-        (
+        Job(
             runs / f"random-{r}",
             [
                 *("retrain", *retrain, f"--config.seed={r}", quiet),
@@ -114,18 +131,19 @@ def main() -> None:
         )
         for r in randoms
     ]
-    run_all(searches + drawn)
-    run_all(derived)  # needs the searches' genotypes
-    folders = [str(path) for path, _ in searches + derived + drawn]
+    run_all(searches + drawn + derived)
+    folders = [str(job.workdir) for job in searches + derived + drawn]
     subprocess.run(
         [sys.executable, "-m", "darts_jax", "report", f"--output={runs}/report.html"]
         + folders,
         cwd=ROOT,
         check=True,
     )
-    results = {path.name: read(path / "result.json") for path, _ in searches + derived}
-    results |= {path.name: read(path / "result.json") for path, _ in drawn}
-    manifest = read(searches[0][0] / "manifest.json")
+    results = {
+        job.workdir.name: read(job.workdir / "result.json")
+        for job in searches + derived + drawn
+    }
+    manifest = read(searches[0].workdir / "manifest.json")
     kept = ("versions", "devices", "backend", "platform", "cpu", "cores", "memory")
     record = {
         "name": arguments.name,
@@ -136,17 +154,17 @@ def main() -> None:
         "hardware_and_versions": {k: manifest[k] for k in kept if k in manifest},
         "run_seconds": sum(result["seconds"] for result in results.values()),
         "config": {
-            "search": read(searches[0][0] / "config.json"),
-            "retrain": read(drawn[0][0] / "config.json"),
+            "search": read(searches[0].workdir / "config.json"),
+            "retrain": read(drawn[0].workdir / "config.json"),
         },
         "supernet_valid_accuracy": summary(
-            [results[path.name]["valid_accuracy"] for path, _ in searches]
+            [results[job.workdir.name]["valid_accuracy"] for job in searches]
         ),
         "derived_test_accuracy": summary(
-            [results[path.name]["test_accuracy"] for path, _ in derived]
+            [results[job.workdir.name]["test_accuracy"] for job in derived]
         ),
         "random_test_accuracy": summary(
-            [results[path.name]["test_accuracy"] for path, _ in drawn]
+            [results[job.workdir.name]["test_accuracy"] for job in drawn]
         ),
         "results": results,
     }

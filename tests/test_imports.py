@@ -13,6 +13,7 @@ FLOORS = {
     "notation": 0,
     "genotype": 0,
     "zoo": 0,
+    "kernels": 1,
     "types": 1,
     "spaces": 1,
     "models": 2,

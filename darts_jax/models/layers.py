@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from darts_jax.models.depthwise import depthwise_conv
+from darts_jax.kernels.pool import native_avg_pool, native_max_pool
+from darts_jax.models import depthwise
 
 ZEROS, ONES = nn.initializers.zeros, nn.initializers.ones
 IMAGE_AXES = (-3, -2, -1)  # batch, height, width
@@ -32,7 +33,9 @@ class DepthwiseConv(nn.Module):
         kernel = self.param(
             "depthwise", ZEROS, (self.edges, size, size, channels), jnp.float32
         )
-        return depthwise_conv(x, kernel, stride=self.stride, dilation=self.dilation)
+        return depthwise.depthwise_conv(
+            x, kernel, stride=self.stride, dilation=self.dilation
+        )
 
 
 def _pointwise(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -173,6 +176,9 @@ def max_pool(x: jax.Array, *, stride: int) -> jax.Array:
     Of equal values the first in row-major order takes the gradient, as in PyTorch: columns
     are compared first, then rows, and only a strictly greater value replaces the first.
     """
+    if depthwise.choice() == "native":
+        exact = jnp.promote_types(x.dtype, jnp.float32)
+        return native_max_pool(x.astype(exact), stride).astype(x.dtype)
     for axis in (-1, -2):
         views = _shifts(x, x.ndim + axis, 3, stride, 1, -jnp.inf)
         x = views[0]
@@ -185,6 +191,9 @@ def avg_pool(
     x: jax.Array, *, size: int = 3, stride: int = 1, pad: int = 1
 ) -> jax.Array:
     """Average pool, `[..., H, W]` to `[..., H', W']`; padding is left out of the count."""
+    if depthwise.choice() == "native" and (size, pad, x.ndim) == (3, 1, 4):
+        exact = jnp.promote_types(x.dtype, jnp.float32)
+        return native_avg_pool(x.astype(exact), stride).astype(x.dtype)
     counts = []
     for axis in (-1, -2):
         length = x.shape[axis]

@@ -9,9 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from darts_jax.kernels.compiled import kernels
 from darts_jax.models import depthwise
 from darts_jax.models.depthwise import DEPTHWISE, depthwise_conv
 
+IMPLEMENTATIONS = {
+    name: function
+    for name, function in DEPTHWISE.items()
+    if name != "native" or kernels() is not None
+}
 CONFIGURATIONS = list(
     itertools.product((3, 5, 7), (1, 2), (1, 2))
 )  # K, stride, dilation
@@ -36,7 +42,7 @@ def _loop(x: np.ndarray, kernel: np.ndarray, stride: int, dilation: int) -> np.n
     return y
 
 
-@pytest.mark.parametrize("implementation", DEPTHWISE)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize(("size", "stride", "dilation"), CONFIGURATIONS)
 def test_equals_the_loop(
     implementation: str,
@@ -47,7 +53,7 @@ def test_equals_the_loop(
     rng: np.random.Generator,
 ) -> None:
     convolve = functools.partial(
-        DEPTHWISE[implementation], stride=stride, dilation=dilation
+        IMPLEMENTATIONS[implementation], stride=stride, dilation=dilation
     )
     pairs = [
         (rng.normal(size=(2, 2, *image)), rng.normal(size=(edges, size, size, 2)))
@@ -60,14 +66,14 @@ def test_equals_the_loop(
         np.testing.assert_allclose(y, wanted, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("implementation", DEPTHWISE)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_an_input_for_each_edge(
     implementation: str,
     float64: None,
     rng: np.random.Generator,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(depthwise.BY_BACKEND, jax.default_backend(), implementation)
+    monkeypatch.setattr(depthwise, "choice", lambda: implementation)
     x, kernel = rng.normal(size=(3, 4, 2, 7, 6)), rng.normal(size=(3, 5, 5, 4))
     for stride, dilation in ((1, 1), (2, 2)):
         y = depthwise_conv(x, kernel, stride=stride, dilation=dilation)
@@ -115,7 +121,7 @@ def test_the_implementations_agree_to_second_order(
                 functools.partial(convolve, stride=stride, dilation=dilation),
             )
         )(x, kernel, tuple(tangents))
-        for convolve in DEPTHWISE.values()
+        for convolve in IMPLEMENTATIONS.values()
     ]
     for other in results[1:]:
         jax.tree.map(
@@ -128,13 +134,15 @@ def test_the_implementations_agree_to_second_order(
 def test_jit_changes_nothing(rng: np.random.Generator) -> None:
     x = jnp.asarray(rng.normal(size=(2, 2, 7, 6)), jnp.float32)
     kernel = jnp.asarray(rng.normal(size=(3, 3, 3, 2)), jnp.float32)
-    for convolve in DEPTHWISE.values():
+    for convolve in IMPLEMENTATIONS.values():
         bound = functools.partial(convolve, stride=2, dilation=2)
         eager, compiled = bound(x, kernel), jax.jit(bound)(x, kernel)
         assert eager.dtype == compiled.dtype == jnp.float32
         np.testing.assert_allclose(eager, compiled, rtol=0, atol=1e-5)
 
 
-def test_a_backend_without_a_choice_takes_a_known_one() -> None:
-    assert set(depthwise.BY_BACKEND.values()) <= set(DEPTHWISE)
-    assert depthwise.BY_BACKEND["cpu"] == "banded"  # grouped takes minutes to compile
+def test_without_our_kernels_it_is_banded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(depthwise, "kernels", lambda: None)
+    assert depthwise.choice() == "banded"  # grouped takes minutes to compile
+    monkeypatch.setattr(depthwise, "kernels", lambda: {"Forward": "name"})
+    assert depthwise.choice() == "native"  # the tests run on CPUs

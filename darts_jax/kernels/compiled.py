@@ -1,0 +1,123 @@
+"""Builds the C++ kernels once a machine and hands them to XLA.
+
+A shared library is kept under a name that says all it depends on: its source, the compiler,
+the processor's features and jaxlib. XLA knows the kernels by names with the same digest, so
+that a cached program never runs another version of them.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import jax
+import jaxlib
+
+SOURCE = Path(__file__).with_name("convolve_and_pool.cc")
+SYMBOLS = ("Forward", "InputGradient", "KernelGradient", "MaxPool", "Pick", "Place")
+# -march=native: the library is for this machine only, its name says so.
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-w")
+COMPILE_SECONDS = 120  # it takes about 5; a compiler that hangs must not stop a run
+
+
+def directory() -> Path:
+    """Returns the folder of built kernels: DARTS_JAX_CACHE or the user's cache folder."""
+    if os.environ.get("DARTS_JAX_CACHE"):
+        return Path(os.environ["DARTS_JAX_CACHE"]).expanduser() / "kernels"
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "darts_jax" / "kernels"
+
+
+@functools.cache
+def kernels() -> dict[str, str] | None:
+    """Returns XLA's name of each kernel of SYMBOLS, or None where they cannot be had.
+
+    That is so without a C++ compiler, where building fails, and where the environment has
+    DARTS_JAX_KERNELS=0.
+    """
+    return None if why_not() else _registered()
+
+
+@functools.cache
+def why_not() -> str:
+    """Returns in one line why there are no kernels here; empty where there are."""
+    if os.environ.get("DARTS_JAX_KERNELS") == "0":
+        return "turned off by DARTS_JAX_KERNELS=0"
+    if _compiler() is None:
+        return "no C++ compiler found (c++, g++ or clang++, or the one CXX names)"
+    try:
+        _library()
+    except subprocess.CalledProcessError as error:
+        lines = (error.stderr or "").strip().splitlines() or [
+            f"status {error.returncode}"
+        ]
+        return f"{error.cmd[0]} failed: {lines[0]}"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"not built: {error}"
+    return ""
+
+
+@functools.cache
+def _compiler() -> str | None:
+    named = os.environ.get("CXX")
+    for name in [named] if named else ["c++", "g++", "clang++"]:
+        if shutil.which(name):
+            return name
+    return None
+
+
+@functools.cache
+def _digest() -> str:
+    """Returns what tells this library from every other: source, target, versions."""
+    compiler = _compiler()
+    assert compiler is not None
+    # The predefined macros hold the compiler's version and the processor's features.
+    macros = subprocess.run(
+        [compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull],
+        capture_output=True,
+        check=True,
+        timeout=COMPILE_SECONDS,
+    ).stdout
+    parts = [SOURCE.read_bytes(), macros, " ".join(FLAGS).encode()]
+    parts.append(jaxlib.__version__.encode())
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    path = directory() / f"kernels_{_digest()}.so"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Another process may be building the same: the first complete file stays.
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            built = Path(folder) / path.name
+            subprocess.run(
+                [
+                    str(_compiler()),
+                    *FLAGS,
+                    f"-I{jax.ffi.include_dir()}",
+                    str(SOURCE),
+                    "-o",
+                    str(built),
+                ],
+                capture_output=True,
+                check=True,
+                text=True,
+                timeout=COMPILE_SECONDS,
+            )
+            os.replace(built, path)
+    return ctypes.CDLL(str(path))
+
+
+@functools.cache
+def _registered() -> dict[str, str]:
+    names = {}
+    for symbol in SYMBOLS:
+        names[symbol] = f"darts_jax_{symbol}_{_digest()}"
+        handler = jax.ffi.pycapsule(getattr(_library(), symbol))
+        jax.ffi.register_ffi_target(names[symbol], handler, platform="cpu")
+    return names
