@@ -70,6 +70,15 @@ def _dataset() -> ConfigDict:
     dataset.train_fraction = (
         0.5  # search: share that trains the weights, rest the alphas
     )
+    dataset.fraction = 1.0  # share of every class's training images that is used
+    dataset.subset_seed = 0  # which images those are, where fraction is below 1
+    dataset.mean = ()  # a channel, of images / 255; empty: measured
+    dataset.std = ()  # a channel, as mean; both or neither
+    dataset.streaming = "auto"  # or "always", "never": leave the images on disk
+    dataset.resident_gib = 4.0  # GiB of decoded images; "auto" streams what has more
+    dataset.workers = 4  # threads that decode a stream; 0: the training thread
+    dataset.prefetch = 2  # batches of a stream on the device ahead of the step
+    dataset.test_crop = 1.0  # streamed: share of a side that a test image's crop keeps
     return dataset
 
 

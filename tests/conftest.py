@@ -1,9 +1,12 @@
 """What tests share: the CPU, a compilation cache, the optional data beside us."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 # Environment variables, set before jax is imported, so that children inherit them.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -32,3 +35,30 @@ def shared(repository: Path) -> Path:
     if not data.is_dir():
         pytest.skip(f"no reference data: {data} is missing (set DARTS_JAX_SHARED)")
     return data
+
+
+@pytest.fixture
+def odd_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Writes images of odd sizes and kinds: `odd_folder({"cat": 5, "dog": 4}, "train")`.
+
+    Wide and tall, greyscale, with a palette or transparent, PNG and JPEG. Returns the root.
+    """
+
+    def write(classes: dict[str, int], split: str = "", name: str = "odd") -> Path:
+        rng = np.random.default_rng(len(split))
+        for class_name, count in classes.items():
+            place = tmp_path / name / split / class_name
+            place.mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                height, width = rng.integers(9, 40, 2)
+                pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+                image = Image.fromarray(pixels).convert(
+                    ("RGB", "L", "P", "RGBA")[i % 4]
+                )
+                if i % 4 < 2 and i % 3:
+                    image.save(place / f"{i}.jpg")
+                else:
+                    image.save(place / f"{i}.png")
+        return tmp_path / name
+
+    return write

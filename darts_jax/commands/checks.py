@@ -27,6 +27,14 @@ NOT_NEGATIVE = Condition(
 SHARE = Condition("at least 0 and below 1", lambda x: 0 <= x < 1)
 OPEN_SHARE = Condition("above 0 and below 1", lambda x: 0 < x < 1)
 FACTOR = Condition("above 0 and at most 1", lambda x: 0 < x <= 1)
+FINITE_NUMBERS = Condition(
+    "a list of finite numbers",
+    lambda x: all(isinstance(v, int | float) and math.isfinite(v) for v in x),
+)
+POSITIVE_NUMBERS = Condition(
+    "a list of finite numbers above 0",
+    lambda x: FINITE_NUMBERS.holds(x) and all(v > 0 for v in x),
+)
 
 CONDITIONS: dict[str, Condition] = {
     "seed": SEED,
@@ -37,6 +45,14 @@ CONDITIONS: dict[str, Condition] = {
     "dataset.limit": COUNT,
     "dataset.test_limit": COUNT,
     "dataset.train_fraction": OPEN_SHARE,
+    "dataset.fraction": FACTOR,
+    "dataset.subset_seed": SEED,
+    "dataset.mean": FINITE_NUMBERS,
+    "dataset.std": POSITIVE_NUMBERS,
+    "dataset.resident_gib": NOT_NEGATIVE,
+    "dataset.workers": COUNT,
+    "dataset.prefetch": COUNT,
+    "dataset.test_crop": FACTOR,
     "model.num_nodes": POSITIVE_INT,
     "model.num_cells": POSITIVE_INT,
     "model.channels": POSITIVE_INT,
@@ -66,6 +82,7 @@ CONDITIONS: dict[str, Condition] = {
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "preset": ("code", "paper"),
+    "dataset.streaming": ("auto", "always", "never"),
     "model.stem": ("cifar", "imagenet"),
     "weights.schedule": ("cosine", "exponential", "constant"),
     "alphas.order": ("alphas_first", "weights_first"),

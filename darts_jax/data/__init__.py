@@ -7,11 +7,17 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from darts_jax.data import cifar, digits, folder, prepared, synthetic
+from darts_jax.data import cifar, digits, folder, on_disk, prepared, synthetic
 from darts_jax.data.augmentation import AUGMENTATIONS, augment, normalise
 from darts_jax.data.batches import epoch_batches, epoch_order, iid_batches
 from darts_jax.data.dataset import Dataset, Split, from_arrays, split
 from darts_jax.data.source import Request, Source
+from darts_jax.data.streaming import (
+    StreamedImages,
+    Streaming,
+    crop_key,
+    stream_batches,
+)
 from darts_jax.errors import UserError, unknown
 
 __all__ = [
@@ -19,7 +25,10 @@ __all__ = [
     "DATASETS",
     "Dataset",
     "Split",
+    "StreamedImages",
+    "Streaming",
     "augment",
+    "crop_key",
     "default_data_dir",
     "epoch_batches",
     "epoch_order",
@@ -27,6 +36,7 @@ __all__ = [
     "load_dataset",
     "normalise",
     "split",
+    "stream_batches",
 ]
 
 DATASETS: dict[str, Callable[[Request], Source]] = {
@@ -58,6 +68,11 @@ def load_dataset(
     seed: int = 0,
     num_classes: int = 0,
     num_examples: int = 0,
+    fraction: float = 1.0,
+    subset_seed: int = 0,
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
+    streaming: Streaming = Streaming(),  # noqa: B008 (a NamedTuple)
 ) -> Dataset:
     """Loads a data set, preparing (and downloading) it first if need be.
 
@@ -65,8 +80,10 @@ def load_dataset(
     'cifar10' or 'cifar100'. data_dir: where prepared sets are kept (`default_data_dir`).
     limit, test_limit: keep so many images, balanced over the classes; 0: all. image_size: of
     'folder' and 'synthetic', pixels a side; 0: as stored. seed, num_classes, num_examples: of
-    'synthetic'. Raises `UserError` on anything wrong with the arguments, the files, the
-    network or the disk.
+    'synthetic'. fraction, subset_seed: the share of every class's training images that is
+    used, and which. mean, std: a channel, in place of the measured ones; empty: measured.
+    streaming: whether the images stay on disk (`StreamedImages`). Raises `UserError` on
+    anything wrong with the arguments, the files, the network or the disk.
     """
     if name not in DATASETS:
         raise unknown("data set", name, DATASETS)
@@ -82,5 +99,20 @@ def load_dataset(
             raise UserError(f"dataset.{option} must be >= 0 (0: default), got {value}")
     root = Path(data_dir).expanduser().absolute() if data_dir else default_data_dir()
     request = Request(name, root, path, image_size, seed, num_classes, num_examples)
-    arrays = prepared.get(DATASETS[name](request), root)
-    return from_arrays(name, arrays, limit, test_limit)
+    source = DATASETS[name](request)
+    mean_std = (tuple(mean), tuple(std)) if mean or std else None
+    if on_disk.is_streamed(source, request, streaming):
+        arrays = on_disk.open_streamed(source, request, streaming, mean_std)
+    else:
+        arrays = prepared.get(source, root)
+    if mean_std is not None:
+        channels = arrays.train_images.shape[-1]
+        if not len(mean) == len(std) == channels:
+            raise UserError(
+                f"dataset.mean={tuple(mean)} and dataset.std={tuple(std)} must both have "
+                f"{channels} numbers, one a channel"
+            )
+        arrays = arrays._replace(mean=mean_std[0], std=mean_std[1])
+    return from_arrays(
+        name, arrays, limit, test_limit, fraction=fraction, subset_seed=subset_seed
+    )

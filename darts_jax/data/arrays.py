@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from darts_jax.data.streaming import StreamedImages
+
 FORMAT = 1
 FILES = ("train_images", "train_labels", "test_images", "test_labels")
 # Images beyond this stay on disk and are mapped (and then not checked at every start).
@@ -26,9 +28,9 @@ MAP_BYTES = 4 << 30
 class Arrays(NamedTuple):
     """A loaded data set without its name."""
 
-    train_images: np.ndarray  # uint8 [N, H, W, C]
+    train_images: np.ndarray | StreamedImages  # uint8 [N, H, W, C]
     train_labels: np.ndarray  # int32 [N]
-    test_images: np.ndarray
+    test_images: np.ndarray | StreamedImages
     test_labels: np.ndarray
     class_names: tuple[str, ...]
     mean: tuple[float, ...]  # of images / 255 over the whole training split, a channel

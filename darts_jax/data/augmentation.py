@@ -120,16 +120,19 @@ def augment_resized(
     crop_padding: int = 0,
     flip: bool = True,
     cutout: int = 0,
+    cropped: bool = False,
 ) -> jax.Array:
     """ImageNet's augmentation: random resized crop, flip, colour jitter, normalise, cutout.
 
     As in quark0/darts, cnn/train_imagenet.py (which has no cutout); colours are jittered in
-    RGB images only. `crop_padding` has no meaning here.
+    RGB images only. cropped: the images come cropped, as streamed ones do, whose crops are
+    cut from the files' own sizes. `crop_padding` has no meaning here.
     """
     del crop_padding
     crop_key, flip_key, color_key, cutout_key = jax.random.split(key, 4)
-    keys = image_keys(crop_key, len(images))
-    images = random_resized_crop(keys, images.astype(jnp.float32))
+    images = images.astype(jnp.float32)
+    if not cropped:
+        images = random_resized_crop(image_keys(crop_key, len(images)), images)
     if flip:
         images = random_flip(flip_key, images)
     if images.shape[-1] == 3:

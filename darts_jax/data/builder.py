@@ -144,6 +144,14 @@ def class_names(directory: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
+def encoded_records(directory: Path, split: str) -> Any:
+    """Returns the records of a split by index, {"image": encoded bytes, "label": int, ...}."""
+    with _quiet():
+        builder = tfds.builder_from_directory(directory)
+        skip = {"image": tfds.decode.SkipDecoding()}
+        return builder.as_data_source(split, decoders=skip)
+
+
 def read_split(
     directory: Path,
     split: str,

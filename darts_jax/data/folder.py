@@ -1,7 +1,8 @@
-"""A directory of image files, one folder a class, converted once.
+"""A directory of image files, one folder a class, converted once or streamed.
 
     ROOT/<class>/*                        a fifth of every class becomes the test split
     ROOT/train/<class>/*, ROOT/test/<class>/*         (or val, valid, validation for test)
+    ROOT/dataset_info.json, *.array_record*           a prepared set, only for streaming
 
 Canonical order: a fixed pseudo-random interleave of the classes. Within a class images are
 ranked by the SHA-256 of their path relative to ROOT; image r of the n of a class stands at
@@ -20,7 +21,15 @@ import numpy as np
 
 from darts_jax.data.images import common_size, decode
 from darts_jax.data.progress import progress, say
-from darts_jax.data.source import Contents, Example, Request, Source, refuse_options
+from darts_jax.data.records import find_prepared
+from darts_jax.data.source import (
+    Contents,
+    Example,
+    ImageFiles,
+    Request,
+    Source,
+    refuse_options,
+)
 from darts_jax.errors import UserError
 
 VERSION = "1.0.0"  # raise it when the conversion changes
@@ -45,6 +54,9 @@ def folder(request: Request) -> Source:
     it is the common size of all images if they agree, else 32. The prepared set belongs to
     the listing: absolute path, and name, size and time of every file.
 
+    A directory that tensorflow-datasets has prepared, or one that holds its versions, is
+    left as it is; it can only be streamed.
+
     Raises `UserError` when the folder is missing, not a folder, unreadable, has fewer than two
     classes, a class without images, or a test class that is not a training class.
     """
@@ -57,6 +69,9 @@ def folder(request: Request) -> Source:
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise UserError(f"dataset.path={request.path} {what}")
+    prepared = find_prepared(root)
+    if prepared is not None:
+        return Source("folder", VERSION, "", _only_streamed, prepared=prepared)
     try:
         class_names, train, test = _scan(root)
     except OSError as error:
@@ -72,6 +87,21 @@ def folder(request: Request) -> Source:
         version=VERSION,
         description=f"The images in {shown}.",
         open=lambda: _open(root, class_names, train, test, request.image_size),
+        files=ImageFiles(
+            root=root,
+            class_names=class_names,
+            train=tuple(file.name for file in train),
+            train_labels=np.array([file.label for file in train], np.int32),
+            test=tuple(file.name for file in test),
+            test_labels=np.array([file.label for file in test], np.int32),
+        ),
+    )
+
+
+def _only_streamed() -> Contents:
+    raise UserError(
+        "dataset.path is a prepared data set, which can only be streamed: pass "
+        "--config.dataset.streaming=always or auto"
     )
 
 

@@ -21,6 +21,20 @@ from darts_jax.errors import UserError
 CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
+def directory_of(source: Source, data_dir: Path) -> Path:
+    """Returns where the records of `source` lie, preparing them if they are not there.
+
+    Raises `UserError` as `get` does.
+    """
+    directory = data_dir / source.name / source.config / source.version
+    if not directory.is_dir():
+        with _locked(source, data_dir, directory):
+            if not directory.is_dir():  # nor made by another process meanwhile
+                arrays.sweep(directory)
+                _prepare(source, data_dir)
+    return directory
+
+
 def get(source: Source, data_dir: Path) -> Arrays:
     """Returns the arrays of `source`, preparing the set in `data_dir` if it is not there.
 

@@ -8,6 +8,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+SCALE = (0.08, 1.0)  # torchvision's range of a box's share of the area
+RATIO = (3 / 4, 4 / 3)  # and of its width : height
 ATTEMPTS = 10  # torchvision's number of tries before it falls back to a central crop
 GREY = (0.2989, 0.587, 0.114)  # luminance of R, G, B, as torchvision rounds it
 
@@ -16,8 +18,8 @@ def random_resized_crop(
     keys: jax.Array,
     images: jax.Array,
     *,
-    scale: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    scale: tuple[float, float] = SCALE,
+    ratio: tuple[float, float] = RATIO,
 ) -> jax.Array:
     """Cuts a random box out of every image and resizes it to the image's own size.
 

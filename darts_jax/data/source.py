@@ -45,11 +45,23 @@ class Contents(NamedTuple):
     test: Iterator[Example]
 
 
+class ImageFiles(NamedTuple):
+    """The files of both splits in canonical order, so that they can be streamed."""
+
+    root: Path
+    class_names: tuple[str, ...]
+    train: tuple[str, ...]  # names relative to root
+    train_labels: np.ndarray  # int32 [N]
+    test: tuple[str, ...]
+    test_labels: np.ndarray
+
+
 class Source(NamedTuple):
     """A data set as a tensorflow-datasets builder needs it.
 
     The prepared set lies in `<data_dir>/<name>[/<config>]/<version>`: whatever changes the
-    stored images must change `config` or `version`.
+    stored images must change `config` or `version`. Streamed, a set with `files` is read
+    from these; one with `prepared`, a directory that others made, can only be streamed.
     """
 
     name: str
@@ -62,6 +74,8 @@ class Source(NamedTuple):
     mean_std: tuple[tuple[float, ...], tuple[float, ...]] | None = (
         None  # None: measured
     )
+    files: ImageFiles | None = None
+    prepared: Path | None = None
 
 
 def refuse_options(request: Request, *options: str) -> None:

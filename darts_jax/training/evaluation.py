@@ -1,13 +1,13 @@
 """Evaluation over a whole split, every image exactly once, in inference mode."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from darts_jax.data import normalise
+from darts_jax.data import StreamedImages, normalise, stream_batches
 from darts_jax.training.metrics import correct_in_top, cross_entropy
 from darts_jax.types import Model
 
@@ -19,10 +19,10 @@ def make_evaluate(
 ) -> Evaluate:
     """Returns `evaluate(weights, batch_stats, images, labels, *rest) -> metrics`.
 
-    images uint8 `[N, H, W, C]`, labels `[N]`, rest what `model.apply` takes after the images
-    (edge weights for a supernet). The metrics are loss, accuracy and top5_accuracy, means
-    over the N images. The last batch is filled up with the first images, which do not count,
-    so that one program serves all batches.
+    images uint8 `[N, H, W, C]`, in memory or streamed, labels `[N]`, rest what `model.apply`
+    takes after the images (edge weights for a supernet). The metrics are loss, accuracy and
+    top5_accuracy, means over the N images. The last batch is filled up with the first
+    images, which do not count, so that one program serves all batches.
     """
 
     @jax.jit
@@ -43,19 +43,21 @@ def make_evaluate(
     ) -> dict[str, float]:
         number = len(labels)
         size = min(batch_size, number)
+        places = np.arange(-(-number // size) * size).reshape(-1, size)
         totals: dict[str, float] = {}
-        for start in range(0, number, size):
-            rows = np.arange(start, start + size)
-            counted = count(
-                weights,
-                stats,
-                images[rows % number],
-                labels[rows % number],
-                rows < number,
-                *rest,
-            )
+        batches = _batches(images, labels, places % number)
+        for (some, their_labels), real in zip(batches, places < number, strict=True):
+            counted = count(weights, stats, some, their_labels, real, *rest)
             for name, value in counted.items():
                 totals[name] = totals.get(name, 0.0) + float(value)
         return {name: total / number for name, total in totals.items()}
 
     return evaluate
+
+
+def _batches(images: Any, labels: Any, rows: np.ndarray) -> Iterable[tuple[Any, Any]]:
+    """Yields images and labels of every row of `rows` `[steps, B]`."""
+    if isinstance(images, StreamedImages):
+        keep = images.options.test_crop
+        return stream_batches(images, labels, rows, keep=keep)
+    return ((images[chosen], labels[chosen]) for chosen in rows)

@@ -27,10 +27,11 @@ class Plan(NamedTuple):
     step: `(state, sums, order) -> (state, sums)`, compiled, with state and sums donated;
         it reads its batch from `order` by `state.step`.
     order: (state, epoch) -> the rows of the data that make each batch of that epoch, on
-        the device.
+        the device; or where the data is streamed, its batches from `state.step` on.
     end_epoch: `(state, epoch, means) -> row` of metrics.jsonl without epoch and step.
     metrics: names of the sums.
     steps_per_epoch, images_per_step: whole numbers.
+    close: called at the end, however it comes: ends what `order` has begun.
     """
 
     step: Callable[[Any, Sums, Any], tuple[Any, Sums]]
@@ -39,6 +40,7 @@ class Plan(NamedTuple):
     metrics: tuple[str, ...]
     steps_per_epoch: int
     images_per_step: int
+    close: Callable[[], None] = lambda: None
 
 
 def run_epochs(
@@ -52,6 +54,15 @@ def run_epochs(
     Raises:
         UserError: the loss is no longer a number; the last good checkpoint is kept.
     """
+    try:
+        return _run(plan, state, run, config, interrupt)
+    finally:
+        plan.close()
+
+
+def _run(
+    plan: Plan, state: Any, run: RunDirectory, config: Any, interrupt: Interrupt
+) -> tuple[Any, bool]:
     sums = _no_sums(plan)
     if run.resumed and checkpoints.latest_step(run.checkpoints) is not None:
         saved, _ = checkpoints.restore(run.checkpoints, {"state": state, "sums": sums})

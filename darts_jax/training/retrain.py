@@ -13,6 +13,7 @@ from darts_jax.models import count_multiply_adds, count_parameters, make_network
 from darts_jax.spaces import random_genotype
 from darts_jax.training import checkpoints, loop, setup
 from darts_jax.training.evaluation import make_evaluate
+from darts_jax.training.feed import Feed, make_feed, take
 from darts_jax.training.interrupt import Interrupt
 from darts_jax.training.randomness import AUGMENT_TRAIN, step_key
 from darts_jax.training.retrain_step import (
@@ -73,25 +74,24 @@ def build(config: Any, genotype: Genotype) -> Retraining:
     return Retraining(genotype, dataset, model, schedule, optimizer, steps)
 
 
-def data_step(
-    retrain_step: RetrainStep, train: setup.DeviceSplit, augment: Any, steps: int
-) -> Any:
+def data_step(retrain_step: RetrainStep, feed: Feed, augment: Any, steps: int) -> Any:
     """Returns the compiled `(state, sums, order) -> (state, sums)` of the loop.
 
-    order: int32 `[steps, B]`, the rows of each batch.
+    feed: of the part "train".
     """
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def step(
-        state: RetrainState, sums: loop.Sums, order: jax.Array, data: setup.DeviceSplit
+        state: RetrainState, sums: loop.Sums, order: Any, data: Any
     ) -> tuple[RetrainState, loop.Sums]:
         epoch, i = state.step // steps, state.step % steps
         key = step_key(state.key, AUGMENT_TRAIN, epoch, i)
-        images = augment(key, data.images[order[i]])
-        state, metrics = retrain_step(state, Batch(images, data.labels[order[i]]))
+        taken = take(data["train"], order and order["train"], i)
+        images = augment(key, taken.images)
+        state, metrics = retrain_step(state, Batch(images, taken.labels))
         return state, {name: sums[name] + metrics[name] for name in sums}
 
-    return lambda state, sums, order: step(state, sums, order, train)
+    return lambda state, sums, order: step(state, sums, *feed.arguments(order))
 
 
 def plan_of(task: Retraining, config: Any) -> loop.Plan:
@@ -123,17 +123,26 @@ def plan_of(task: Retraining, config: Any) -> loop.Plan:
             row |= test(state)
         return row
 
-    def order(state: RetrainState, epoch: int) -> jax.Array:
-        return epoch_batches(state.key, epoch, len(train.labels), config.batch_size)
+    def order(state: RetrainState, epoch: int) -> dict[str, jax.Array]:
+        number = len(train.labels)
+        return {"train": epoch_batches(state.key, epoch, number, config.batch_size)}
 
+    crops = {"train": AUGMENT_TRAIN}
+    feed = make_feed(
+        {"train": train},
+        order,
+        steps=steps,
+        crops=crops if setup.crops_on_host(config, dataset) else None,
+    )
     augment = setup.build_augment(config, dataset)
     return loop.Plan(
-        step=data_step(retrain_step, train, augment, steps),
-        order=order,
+        step=data_step(retrain_step, feed, augment, steps),
+        order=feed.order,
         end_epoch=end_epoch,
         metrics=METRICS,
         steps_per_epoch=steps,
         images_per_step=config.batch_size,
+        close=feed.close,
     )
 
 

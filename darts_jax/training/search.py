@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from darts_jax.bilevel import HYPERGRADIENTS
-from darts_jax.data import Dataset, epoch_batches, iid_batches, split
+from darts_jax.data import Dataset, Split, epoch_batches, iid_batches, split
 from darts_jax.genotype import Genotype, pretty, save
 from darts_jax.models import count_parameters, make_supernet
 from darts_jax.one_shot import ONE_SHOT, OneShot
 from darts_jax.spaces import Space
 from darts_jax.training import loop, setup
 from darts_jax.training.evaluation import make_evaluate
+from darts_jax.training.feed import Feed, make_feed, take
 from darts_jax.training.interrupt import Interrupt
 from darts_jax.training.metrics import entropy
 from darts_jax.training.optimizers import Schedule, alpha_optimizer
@@ -43,14 +44,13 @@ def hypergradient_of(config: Any) -> Callable[..., Any]:
 
 def data_step(
     search_step: SearchStep,
-    train: setup.DeviceSplit,
-    valid: setup.DeviceSplit,
+    feed: Feed,
     augment: Callable[..., jax.Array],
     steps: int,
 ) -> Callable[..., Any]:
     """Returns the compiled `(state, sums, order) -> (state, sums)` of the loop.
 
-    order: {"train": int32 `[steps, B]`, "valid": int32 `[steps, B]`}. Batches are gathered
+    feed: of the parts "train" and "valid". Batches are gathered, unless they are streamed,
     and augmented inside the program; both halves of the data get the train transform, as in
     the reference.
     """
@@ -62,20 +62,16 @@ def data_step(
         epoch, i = state.step // steps, state.step % steps
 
         def batch(part: str, purpose: int) -> Batch:
-            rows = order[part][i]
+            taken = take(data[part], order and order[part], i)
             key = step_key(state.key, purpose, epoch, i)
-            images = augment(key, data[part].images[rows])
-            return Batch(images, data[part].labels[rows])
+            return Batch(augment(key, taken.images), taken.labels)
 
         state, metrics = search_step(
             state, batch("train", AUGMENT_TRAIN), batch("valid", AUGMENT_VALID)
         )
         return state, {name: sums[name] + metrics[name] for name in sums}
 
-    # The data is an argument: a closed-over array would be a constant of the program.
-    return lambda state, sums, order: step(
-        state, sums, order, {"train": train, "valid": valid}
-    )
+    return lambda state, sums, order: step(state, sums, *feed.arguments(order))
 
 
 def edge_weight_metrics(
@@ -95,8 +91,8 @@ class Search(NamedTuple):
 
     config: Any
     dataset: Dataset
-    train: setup.DeviceSplit  # the lower level's data
-    valid: setup.DeviceSplit  # the upper level's
+    train: setup.DeviceSplit | Split  # the lower level's data
+    valid: setup.DeviceSplit | Split  # the upper level's
     steps: int  # an epoch
     space: Space
     strategy: OneShot
@@ -198,14 +194,22 @@ def plan_of(task: Search, run: RunDirectory) -> loop.Plan:
         train = epoch_batches(state.key, epoch, len(task.train.labels), size)
         return {"train": train, "valid": valid}
 
+    crops = {"train": AUGMENT_TRAIN, "valid": AUGMENT_VALID}
+    feed = make_feed(
+        {"train": task.train, "valid": task.valid},
+        order,
+        steps=steps,
+        crops=crops if setup.crops_on_host(config, task.dataset) else None,
+    )
     augment = setup.build_augment(config, task.dataset)
     return loop.Plan(
-        step=data_step(search_step, task.train, task.valid, augment, steps),
-        order=order,
+        step=data_step(search_step, feed, augment, steps),
+        order=feed.order,
         end_epoch=partial(record_epoch, task, run),
         metrics=METRICS,
         steps_per_epoch=steps,
         images_per_step=2 * size,
+        close=feed.close,
     )
 
 

@@ -10,7 +10,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from darts_jax.data import AUGMENTATIONS, Dataset, Split, load_dataset
+from darts_jax.data import (
+    AUGMENTATIONS,
+    Dataset,
+    Split,
+    StreamedImages,
+    Streaming,
+    load_dataset,
+)
 from darts_jax.errors import UserError
 from darts_jax.spaces import SPACES, Space
 from darts_jax.training.optimizers import (
@@ -21,14 +28,19 @@ from darts_jax.training.optimizers import (
 
 
 class DeviceSplit(NamedTuple):
-    """A split of the data resident on the device: uint8 `[N, H, W, C]`, int32 `[N]`."""
+    """Data on the device: uint8 `[N, H, W, C]`, int32 `[N]`; a whole split or a batch."""
 
     images: jax.Array
     labels: jax.Array
 
 
-def on_device(split: Split) -> DeviceSplit:
-    """Copies images and labels to the device; they stay uint8, four times smaller."""
+def on_device(split: Split) -> DeviceSplit | Split:
+    """Copies images and labels to the device; they stay uint8, four times smaller.
+
+    Streamed images stay on disk, and the split is returned as it is.
+    """
+    if isinstance(split.images, StreamedImages):
+        return split
     return DeviceSplit(jnp.asarray(split.images), jnp.asarray(split.labels))
 
 
@@ -42,6 +54,17 @@ def read_dataset(config: Any) -> Dataset:
         limit=chosen.limit,
         test_limit=chosen.test_limit,
         image_size=chosen.image_size,
+        fraction=chosen.fraction,
+        subset_seed=chosen.subset_seed,
+        mean=tuple(chosen.mean),
+        std=tuple(chosen.std),
+        streaming=Streaming(
+            mode=chosen.streaming,
+            resident_gib=chosen.resident_gib,
+            workers=chosen.workers,
+            prefetch=chosen.prefetch,
+            test_crop=chosen.test_crop,
+        ),
     )
 
 
@@ -76,6 +99,8 @@ def build_space(config: Any) -> Space:
 def build_augment(config: Any, dataset: Dataset) -> Callable[..., jax.Array]:
     """Returns `(key, images uint8) -> images float32` of the config's augmentation."""
     chosen = config.augmentation
+    # A stream has cut its crops from the files' own sizes already.
+    options = {"cropped": True} if crops_on_host(config, dataset) else {}
     return partial(
         AUGMENTATIONS[chosen.name],
         mean=dataset.mean,
@@ -83,7 +108,13 @@ def build_augment(config: Any, dataset: Dataset) -> Callable[..., jax.Array]:
         crop_padding=chosen.crop_padding,
         flip=chosen.flip,
         cutout=chosen.cutout,
+        **options,
     )
+
+
+def crops_on_host(config: Any, dataset: Dataset) -> bool:
+    """Whether the random resized crops are cut while streaming, from the whole images."""
+    return dataset.streamed and config.augmentation.name == "resized_crop"
 
 
 def build_schedule(config: Any, steps_per_epoch: int) -> Schedule:

@@ -1,5 +1,6 @@
 """Evaluation: every image once, whatever the size of a batch."""
 
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from darts_jax.data import Streaming, load_dataset
 from darts_jax.one_shot import DARTS
 from darts_jax.training.evaluation import make_evaluate
 from darts_jax.types import Model
@@ -95,3 +97,23 @@ def test_uneven_batches_of_a_supernet(toy: ModuleType) -> None:
     shifted = jax.tree.map(lambda x: x + jnp.arange(5.0), stats)
     changed = evaluate(weights, shifted, *arguments[2:])
     assert changed["loss"] != pytest.approx(found["loss"])
+
+
+@pytest.mark.parametrize("batch_size", [4, 23, 100])
+def test_streamed_images_are_counted_alike(
+    batch_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last batch is filled up there too, and the fillers do not count."""
+    monkeypatch.setenv("DARTS_JAX_DATA", str(tmp_path))
+    options: dict[str, Any] = {"num_examples": 40, "num_classes": 3, "image_size": 4}
+    rng = np.random.default_rng(1)
+    weights, stats = jnp.asarray(rng.normal(size=(48, 10))), jnp.zeros(10)
+    found = []
+    for mode in ("never", "always"):
+        dataset = load_dataset("synthetic", streaming=Streaming(mode), **options)
+        evaluate = make_evaluate(
+            LINEAR, mean=dataset.mean, std=dataset.std, batch_size=batch_size
+        )
+        found.append(evaluate(weights, stats, dataset.test_images, dataset.test_labels))
+    assert dataset.streamed and len(dataset.test_labels) == 10
+    assert found[0] == found[1]

@@ -33,9 +33,16 @@ def test_dataset_takes_every_field(
         setup, "load_dataset", lambda name, **options: given.update(options, name=name)
     )
     config.dataset.update(path="p", data_dir="d", image_size=9, limit=7, test_limit=5)
+    config.dataset.update(fraction=0.3, subset_seed=2, mean=(0.1,), std=(0.2,))
+    config.dataset.update(streaming="always", resident_gib=1.5, workers=7, prefetch=1)
+    config.dataset.update(test_crop=0.9)
     setup.read_dataset(config)
+    streaming = given.pop("streaming")
+    assert streaming == ("always", 1.5, 7, 1, 0.9)
     fields = dict(config.dataset)
-    assert given == {name: fields[name] for name in fields if name != "train_fraction"}
+    for name in ("train_fraction", "streaming", *streaming._fields[1:]):
+        del fields[name]
+    assert given == fields
 
 
 @pytest.mark.parametrize(
