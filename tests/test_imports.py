@@ -26,6 +26,7 @@ FLOORS = {
     "evaluators": 4,
     "report": 4,
     "interop": 4,
+    "benchmark": 5,
     "verification": 5,  # golden files against everything below
     "commands": 6,
     "__main__": 7,  # the door: it only looks a command up

@@ -39,6 +39,12 @@ COMMANDS: dict[str, Command] = {
         "RUN [RUN ...] [--output=FILE]",
         "write report.html of one or several runs and print the summary",
     ),
+    "benchmark": Command(
+        "darts_jax.commands.benchmark",
+        "[--size=NAME] [--workloads=A,B] [--steps=N] [--baseline=torch "
+        "[--torch-compile]] [--json=FILE] [--compile-only]",
+        "measure steps of search and retraining: time, memory, compilation, ratios",
+    ),
     "zoo": Command(
         "darts_jax.commands.zoo",
         "[NAME]",

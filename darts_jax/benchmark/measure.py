@@ -1,0 +1,201 @@
+"""One workload measured: ours cold, then ours and a baseline warm, step by step in turn."""
+
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import darts_jax
+from darts_jax.benchmark.floors import floor_bytes
+from darts_jax.benchmark.pipe import Worker, WorkerError, started
+from darts_jax.benchmark.sizes import WORKLOADS, images_per_step, size_named
+from darts_jax.errors import UserError
+
+OURS = "jax"
+OUR_COMMAND = (sys.executable, "-m", "darts_jax.benchmark.worker")
+STAGES = ("kernels", "init", "trace", "compile")
+Say = Callable[[str], None]
+
+
+class Baseline(NamedTuple):
+    """Another implementation: the command that serves as ours does.
+
+    optional: it may fail, which then stands in the record, and the rest goes on.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    optional: bool = False
+
+
+def environment(cache: str | None = None) -> dict[str, str]:
+    """Returns a worker's environment.
+
+    Args:
+        cache: a fresh folder for compiled programs and kernels; None: the user's own.
+    """
+    found = dict(os.environ)
+    root = str(Path(darts_jax.__file__).resolve().parents[1])
+    found["PYTHONPATH"] = os.pathsep.join(
+        path for path in (root, found.get("PYTHONPATH", "")) if path
+    )
+    if cache is not None:
+        found["JAX_COMPILATION_CACHE_DIR"] = found["DARTS_JAX_CACHE"] = cache
+    # Two frameworks share a GPU here: neither may take its memory in advance.
+    found.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    return found
+
+
+def survey(baselines: Sequence[Baseline]) -> dict[str, Any]:
+    """Returns versions, devices and machine; asks the baselines whether they run there.
+
+    Raises:
+        UserError: a baseline does not.
+    """
+    with started(OUR_COMMAND, environment()) as worker:
+        hardware = worker.ask("describe")
+    for side in baselines:
+        with started(side.command, environment()) as worker:
+            answer = worker.ask("accept", backend=hardware["backend"])
+        if "refused" in answer:
+            raise UserError(f"--baseline {side.name}: {answer['refused']}")
+        hardware["versions"] |= answer["versions"]
+    return hardware
+
+
+def compile_only(size: str, workload: str, say: Say) -> dict[str, Any]:
+    """Compiles a workload into the user's compilation cache; returns seconds and figures."""
+    with started(OUR_COMMAND, environment()) as worker:
+        prepared = worker.ask("prepare", size=size, workload=workload)
+    say(f"{workload}: {_start_up(prepared)}")
+    return prepared
+
+
+def _start_up(prepared: Mapping[str, Any]) -> str:
+    seconds = {name: f"{prepared[f'{name}_s']:.1f} s" for name in STAGES}
+    return ", ".join(f"{name} {value}" for name, value in seconds.items())
+
+
+def measure(
+    size: str,
+    workload: str,
+    backend: str,
+    baselines: Sequence[Baseline],
+    steps: int,
+    say: Say,
+) -> dict[str, dict[str, Any]]:
+    """Returns what was measured of one workload, {implementation: its figures}.
+
+    First ours starts with empty caches (`cold`); then it starts again with those caches,
+    beside the baselines, and their steps alternate while all of them are warm.
+
+    Args:
+        size: a name in SIZES.
+        workload: a name in WORKLOADS.
+        backend: what ours runs on, as `survey` found it.
+        baselines: what to compare with.
+        steps: timed steps of each, after one that is not counted.
+        say: told of every stage.
+
+    Raises:
+        WorkerError: a process ended too soon.
+    """
+    with tempfile.TemporaryDirectory(prefix="darts_jax_benchmark_") as cache:
+        with started(OUR_COMMAND, environment(cache)) as worker:
+            cold = worker.ask("prepare", size=size, workload=workload)
+            say(f"{workload}: {_start_up(cold)}, with empty caches")
+            cold |= worker.ask("reset_peak")
+            cold["first_step_s"] = worker.ask("step")["seconds"]
+            cold |= worker.ask("peak")
+            copied = worker.ask("bandwidth", copy_bytes=size_named(size).copy_bytes)
+        entry = _alternate(
+            size, workload, backend, baselines, steps, say, environment(cache)
+        )
+    ours = entry[OURS]
+    ours["cold"], ours["bandwidth_bytes_per_second"] = cold, copied["bytes_per_second"]
+    ours |= _share_of_floor(size, workload, ours)
+    return entry
+
+
+def _share_of_floor(
+    size: str, workload: str, ours: Mapping[str, Any]
+) -> dict[str, Any]:
+    floor = floor_bytes(size_named(size), workload)
+    seconds = floor / ours["bandwidth_bytes_per_second"]
+    return {
+        "floor_bytes": floor,
+        "floor_s": seconds,
+        "share_of_floor": seconds / ours["median_s"],
+    }
+
+
+def _alternate(
+    size: str,
+    workload: str,
+    backend: str,
+    baselines: Sequence[Baseline],
+    steps: int,
+    say: Say,
+    variables: Mapping[str, str],
+) -> dict[str, dict[str, Any]]:
+    """Runs all implementations side by side, a step of each in turn."""
+    entry: dict[str, dict[str, Any]] = {}
+    workers: dict[str, Worker] = {}
+    with ExitStack() as stack:
+        for side in (Baseline(OURS, OUR_COMMAND), *baselines):
+            workers[side.name] = worker = stack.enter_context(
+                started(side.command, variables)
+            )
+            request = {"size": size, "workload": workload}
+            if side.name != OURS:
+                request["workload"] = WORKLOADS[workload].baseline or workload
+                request["backend"] = backend
+            try:
+                entry[side.name] = _warmed_up(worker, request)
+            except WorkerError as error:
+                if not side.optional:
+                    raise
+                entry[side.name] = {"failed": str(error).splitlines()[-1]}
+                del workers[side.name]
+            say(f"{workload}: {side.name} is ready")
+        replies: dict[str, list[dict]] = {name: [] for name in workers}
+        for i in range(steps):
+            # Each goes first as often as last.
+            for name in list(workers)[:: -1 if i % 2 else 1]:
+                replies[name].append(workers[name].ask("step"))
+        for name, worker in workers.items():
+            entry[name] |= worker.ask("peak") | _summary(
+                replies[name], images_per_step(size_named(size), workload)
+            )
+    return entry
+
+
+def _warmed_up(worker: Worker, request: dict[str, str]) -> dict[str, Any]:
+    """Prepares a worker and runs one step; returns the seconds of both."""
+    prepared = worker.ask("prepare", **request)
+    first = worker.ask("step")["seconds"]
+    reset = worker.ask("reset_peak")["reset"]
+    return {
+        "workload": request["workload"],
+        **prepared,
+        "first_step_s": first,
+        "peak_is_of": "steps" if reset else "process",
+    }
+
+
+def _summary(replies: Sequence[Mapping[str, float]], images: int) -> dict[str, Any]:
+    seconds = [reply["seconds"] for reply in replies]
+    median = statistics.median(seconds)
+    return {
+        "steps_s": seconds,
+        "median_s": median,
+        "min_s": min(seconds),
+        "count": len(seconds),
+        "images_per_step": images,
+        "images_per_second": images / median,
+        "train_losses": [reply["train_loss"] for reply in replies],
+    }

@@ -1,0 +1,130 @@
+"""Our side of the benchmark, in a process of its own: `python -m darts_jax.benchmark.worker`.
+
+It answers on a pipe: `prepare` compiles a workload, `step` runs it once and tells the
+seconds; the figures of memory are those of this process.
+"""
+
+import time
+from typing import Any
+
+from darts_jax.benchmark import memory, pipe
+from darts_jax.benchmark.sizes import size_named
+
+COPIES = 7
+
+
+class Session:
+    """One workload, compiled, with its state; its methods answer requests."""
+
+    def __init__(self) -> None:
+        self.state: Any = None
+        self.step_function: Any = None
+        self.batches: tuple = ()
+
+    def describe(self) -> dict[str, Any]:
+        """Versions, devices and machine, as in a run's manifest; the kind of the device."""
+        import jax
+
+        from darts_jax.training import manifest
+
+        found = manifest.describe("benchmark", [], 0)
+        for field in ("command", "argv", "seed", "restarts"):
+            del found[field]
+        return found | {"device_kind": jax.devices()[0].device_kind}
+
+    def prepare(self, size: str, workload: str) -> dict[str, Any]:
+        """Builds, traces and compiles; the seconds of each and XLA's figures.
+
+        kernels_s: of building or loading our own kernels; init_s: of the initial state.
+        """
+        import jax
+
+        from darts_jax.benchmark.tasks import make_task
+        from darts_jax.kernels.compiled import kernels
+
+        begun = time.perf_counter()
+        if jax.default_backend() == "cpu":
+            kernels()  # built at the first use, else loaded
+        start = time.perf_counter()
+        task = make_task(size_named(size), workload)
+        self.state = jax.block_until_ready(jax.jit(task.init)(jax.random.key(0)))
+        self.batches = task.batches
+        self.step_function = jax.jit(task.step, donate_argnums=0)
+        initialised = time.perf_counter()
+        lowered = self.step_function.lower(self.state, *self.batches)
+        traced = time.perf_counter()
+        compiled = lowered.compile()
+        done = time.perf_counter()
+        return {
+            "kernels_s": start - begun,
+            "init_s": initialised - start,
+            "trace_s": traced - initialised,
+            "compile_s": done - traced,
+            "resident_bytes": memory.resident_bytes(),
+            "parameters": sum(x.size for x in jax.tree.leaves(self.state.weights)),
+            **_analysis(compiled),
+        }
+
+    def step(self) -> dict[str, Any]:
+        """Runs one step; its seconds and the train loss before it."""
+        import jax
+
+        start = time.perf_counter()
+        self.state, metrics = self.step_function(self.state, *self.batches)
+        jax.block_until_ready((self.state, metrics))
+        seconds = time.perf_counter() - start
+        return {"seconds": seconds, "train_loss": float(metrics["train_loss"])}
+
+    def reset_peak(self) -> dict[str, Any]:
+        """Starts the peak of resident memory anew."""
+        return {"reset": memory.reset_peak()}
+
+    def peak(self) -> dict[str, Any]:
+        """The peak of resident memory, and of the device's where it counts its own."""
+        import jax
+
+        statistics = jax.devices()[0].memory_stats() or {}
+        return {
+            "peak_resident_bytes": memory.peak_bytes(),
+            "peak_device_bytes": statistics.get("peak_bytes_in_use"),
+        }
+
+    def bandwidth(self, copy_bytes: int) -> dict[str, Any]:
+        """Bytes a second, read and written, of `x + 1` in place; the best of some runs."""
+        import jax
+        import jax.numpy as jnp
+
+        add = jax.jit(lambda x: x + 1, donate_argnums=0)
+        x = jax.block_until_ready(add(jnp.zeros(copy_bytes // 4, jnp.float32)))
+        seconds = []
+        for _ in range(COPIES):
+            start = time.perf_counter()
+            x = jax.block_until_ready(add(x))
+            seconds.append(time.perf_counter() - start)
+        return {"bytes_per_second": 2 * copy_bytes / min(seconds)}
+
+
+def _analysis(compiled: Any) -> dict[str, Any]:
+    """XLA's own figures; None where a backend has none.
+
+    Its FLOPs and bytes leave out what runs in kernels of our own.
+    """
+    stats = compiled.memory_analysis()
+    costs = compiled.cost_analysis() or {}
+    return {
+        "temporary_bytes": getattr(stats, "temp_size_in_bytes", None),
+        "argument_bytes": getattr(stats, "argument_size_in_bytes", None),
+        "flops": costs.get("flops"),
+        "bytes_accessed": costs.get("bytes accessed"),
+    }
+
+
+def main() -> None:
+    """Serves until the parent closes the pipe."""
+    session = Session()
+    names = ("describe", "prepare", "step", "reset_peak", "peak", "bandwidth")
+    pipe.serve({name: getattr(session, name) for name in names})
+
+
+if __name__ == "__main__":
+    main()

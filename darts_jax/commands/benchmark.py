@@ -1,0 +1,140 @@
+"""`darts-jax benchmark`: time, memory and compilation of a step, beside a baseline."""
+
+import importlib.util
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import darts_jax
+from darts_jax.benchmark import measure, record
+from darts_jax.benchmark.sizes import size_named, workloads_of
+from darts_jax.commands import compilation_cache, flags
+from darts_jax.errors import UserError, unknown
+from darts_jax.training.manifest import available_cores
+
+ROOT = Path(darts_jax.__file__).resolve().parents[1]
+FLAGS: dict[str, str | bool | None] = {
+    "size": "quickstart",
+    "baseline": "",
+    "json": "",
+    "steps": "",
+    "workloads": "",
+    "compile-only": False,
+    "torch-compile": False,
+}
+BASELINES = ("torch",)
+BUSY = 0.3  # load average a core: frameworks suffer from a busy one to unlike degrees
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measures the workloads of a size, prints the table and writes the record."""
+    given = flags.parse(argv, FLAGS).flags
+    name = str(given["size"])
+    size = size_named(name)
+    chosen = [word for word in str(given["workloads"]).split(",") if word]
+    workloads = workloads_of(size, chosen or None)
+    steps = _steps(str(given["steps"]), size.steps)
+    baselines = _baselines(str(given["baseline"]), bool(given["torch-compile"]))
+    output = _output(str(given["json"]))
+    if given["compile-only"]:
+        if baselines or given["json"]:
+            raise UserError("--compile-only takes neither --baseline nor --json")
+        return _compile_only(name, workloads)
+    load = os.getloadavg()[0]
+    if load > BUSY * available_cores():
+        _say(
+            f"warning: this machine is busy (load average {load:.1f}); time it when idle"
+        )
+    hardware = measure.survey(baselines)
+    measured = {
+        workload: measure.measure(
+            name, workload, hardware["backend"], baselines, steps, _say
+        )
+        for workload in workloads
+    }
+    command = f"darts-jax benchmark {shlex.join(argv)}".rstrip()
+    made = record.make_record(
+        name, measured, hardware, [b.name for b in baselines], command
+    )
+    made["load_average_before"] = load
+    print("\n".join(record.table(made)))
+    path = output if given["json"] else _unused(output / record.file_name(made))
+    _write(path, made)
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _compile_only(size: str, workloads: Sequence[str]) -> int:
+    for workload in workloads:
+        measure.compile_only(size, workload, print)
+    print(f"compiled programs: {compilation_cache.directory()}")
+    return 0
+
+
+def _steps(given: str, default: int) -> int:
+    if not given:
+        return default
+    if not given.isdecimal() or int(given) < 1:
+        raise UserError(f"--steps={given}: expected a whole number, at least 1")
+    return int(given)
+
+
+def _baselines(name: str, compiled: bool) -> list[measure.Baseline]:
+    """Returns the baselines to run; raises UserError where they cannot be started."""
+    if not name:
+        if compiled:
+            raise UserError("--torch-compile needs --baseline=torch")
+        return []
+    if name not in BASELINES:
+        raise unknown("baseline", name, BASELINES)
+    script = ROOT / "benchmarks" / "torch_supernet.py"
+    if not script.is_file():
+        raise UserError(
+            f"--baseline torch: no {script}; it is part of the repository and not of the "
+            "installed package: run from a checkout"
+        )
+    if importlib.util.find_spec("torch") is None:
+        raise UserError(
+            "--baseline torch needs PyTorch: pip install -e '.[benchmark]' in the checkout"
+        )
+    command = (sys.executable, str(script))
+    found = [measure.Baseline("torch", command)]
+    if compiled:
+        found.append(measure.Baseline("torch_compile", (*command, "--compile"), True))
+    return found
+
+
+def _output(given: str) -> Path:
+    """Returns the file that `--json` names, or the folder of records; checks it now."""
+    path = Path(given).expanduser() if given else ROOT / "benchmarks"
+    if given and path.is_dir():
+        raise UserError(f"--json={given} is a folder; name a file")
+    folder = path.parent if given else path
+    if not folder.is_dir():
+        flag = f"--json={given}" if given else "without --json"
+        raise UserError(f"{flag}: no folder {str(folder)!r}; make it, or name a file")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"cannot write in {str(folder)!r}; name a file by --json=FILE")
+    return path
+
+
+def _unused(path: Path) -> Path:
+    """Returns `path`, or with a number where there is such a record already."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.stem}_{number}{path.suffix}")
+    return free
+
+
+def _write(path: Path, made: dict[str, Any]) -> None:
+    from darts_jax.training.records import write_json
+
+    write_json(path, made)
+    print(f"record: {path}")
