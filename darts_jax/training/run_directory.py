@@ -23,7 +23,14 @@ from darts_jax.training import manifest, records
 
 ROWS = ("metrics", "genotypes", "timing")
 # What changes nothing of the result, so that a resumed run may have it otherwise.
-FREE_FIELDS = ("progress", "tensorboard", "log_every_steps", "dataset.data_dir")
+FREE_FIELDS = (
+    "progress",
+    "tensorboard",
+    "log_every_steps",
+    "dataset.data_dir",
+    "dataset.workers",
+    "dataset.prefetch",
+)
 LOCK = "lock"
 
 
