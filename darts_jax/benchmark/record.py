@@ -18,8 +18,10 @@ DEFINITIONS = {
     "of the first workload measured) with empty caches; kernels_s: building kernels of our "
     "own; init_s, making the initial state, is not in it",
     "compile_warm_s": "the same in a second process with the caches of the first",
-    "peak_resident_bytes": "of the process, from after the first step to the last; in "
-    "`cold`: from after compiling in that process, over one step",
+    "peak_resident_bytes": "of a process that started with warm caches, from after the "
+    "first step to the last; in `cold`: of a process that compiled itself, from then on, "
+    "over one step",
+    "cold_memory_ratios": "memory_ratios with the peak of `cold` in the place of ours",
     "images_per_second": "train and valid batches both count",
     "flops, bytes_accessed, temporary_bytes": "XLA's own; its counts leave out kernels of "
     "our own",
@@ -44,7 +46,7 @@ def start_up(prepared: Mapping[str, Any]) -> float:
 def ratios_against(
     baseline: str, workloads: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, float | None]]:
-    """Returns {"ratios": ..., "memory_ratios": ...} of the measured workloads.
+    """Returns "ratios", "memory_ratios" and "cold_memory_ratios" of measured workloads.
 
     Args:
         baseline: its name in the entries.
@@ -52,12 +54,14 @@ def ratios_against(
     """
     ratios: dict[str, float | None] = {w.ratio: None for w in WORKLOADS.values()}
     memory: dict[str, float | None] = {}
+    cold: dict[str, float | None] = {}
     for name, entry in workloads.items():
         theirs, ours = entry.get(baseline), entry[OURS]
         if theirs is None or "failed" in theirs:
             continue
         ratios[WORKLOADS[name].ratio] = theirs["median_s"] / ours["median_s"]
         memory[WORKLOADS[name].ratio] = peak_bytes(ours) / peak_bytes(theirs)
+        cold[WORKLOADS[name].ratio] = peak_bytes(ours["cold"]) / peak_bytes(theirs)
     alike = [
         value
         for name in workloads
@@ -65,7 +69,11 @@ def ratios_against(
         and (value := memory.get(WORKLOADS[name].ratio)) is not None
     ]
     ratios["peak_memory"] = max(alike, default=None)
-    return {"ratios": ratios, "memory_ratios": memory}
+    return {
+        "ratios": ratios,
+        "memory_ratios": memory,
+        "cold_memory_ratios": cold,
+    }
 
 
 def make_record(
@@ -94,11 +102,9 @@ def make_record(
         "compile_warm_s": start_up(entry),
         "workloads": workloads,
         "baselines": {name: ratios_against(name, workloads) for name in baselines},
-        "ratios": ratios_against("", workloads)["ratios"],
-        "memory_ratios": {},
+        # Of the first baseline; without one there are the keys alone.
+        **ratios_against(baselines[0] if baselines else "", workloads),
     }
-    if baselines:
-        record |= record["baselines"][baselines[0]]
     retrain = SIZES[size].retrain
     record["size"]["retrain"] = retrain._asdict() if retrain else None
     return record

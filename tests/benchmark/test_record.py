@@ -57,6 +57,7 @@ def test_ratios_of_time_and_memory() -> None:
         "search_step_second_order": 2.0,
         "search_step_exact_second_order": 4.5,
     }
+    assert found["cold_memory_ratios"]["search_step_first_order"] == 3.0
 
 
 def test_the_memory_of_a_device_counts_where_it_is_known() -> None:
