@@ -34,7 +34,7 @@ class Search:
         forward: Callable[..., Tensor] | None = None,
     ) -> None:
         self.model, self.alphas = model, alphas
-        self.forward = forward or model
+        self.forward = model if forward is None else forward
         self.weights = list(model.parameters())
         self.weight_optimizer = torch.optim.SGD(
             self.weights,

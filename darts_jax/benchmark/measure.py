@@ -161,7 +161,8 @@ def _alternate(
                     raise
                 entry[side.name] = {"failed": str(error).splitlines()[-1]}
                 del workers[side.name]
-            say(f"{workload}: {side.name} is ready")
+            state = "failed" if "failed" in entry[side.name] else "is ready"
+            say(f"{workload}: {side.name} {state}")
         replies: dict[str, list[dict]] = {name: [] for name in workers}
         for i in range(steps):
             # Each goes first as often as last.

@@ -149,12 +149,10 @@ def table(record: Mapping[str, Any]) -> list[str]:
         ]
         lines.append("  ".join([*left, *right]).rstrip())
     for name, found in record["baselines"].items():
-        lines += ["", f"{name}'s time over ours (memory: ours over {name}'s)"]
-        lines += [
-            f"  {key:32} {value:7.2f}"
-            for key, value in found["ratios"].items()
-            if value is not None
-        ]
+        ratios = {k: v for k, v in found["ratios"].items() if v is not None}
+        if ratios:
+            lines += ["", f"{name}'s time over ours (memory: ours over {name}'s)"]
+        lines += [f"  {key:32} {value:7.2f}" for key, value in ratios.items()]
     return lines
 
 

@@ -123,6 +123,12 @@ def test_the_forward_pass_of_the_supernet(
         assert relative_error(_statistics(search.model), wanted) < TOLERANCE
 
 
+def test_a_compiled_model_takes_its_place(search: Any) -> None:
+    compiled = torch.compile(search.model)  # lazily: nothing is compiled yet
+    again = type(search)(search.model, search.alphas, forward=compiled)
+    assert again.forward is compiled
+
+
 @pytest.mark.parametrize("momentum", [False, True])
 def test_the_finite_difference(
     momentum: bool, search: Any, golden: Golden, request: pytest.FixtureRequest
