@@ -83,6 +83,7 @@ CONDITIONS: dict[str, Condition] = {
 CHOICES: dict[str, tuple[str, ...]] = {
     "preset": ("code", "paper"),
     "dataset.streaming": ("auto", "always", "never"),
+    "model.implementation": ("plain", "fused"),
     "model.stem": ("cifar", "imagenet"),
     "weights.schedule": ("cosine", "exponential", "constant"),
     "alphas.order": ("alphas_first", "weights_first"),

@@ -17,11 +17,16 @@ from pathlib import Path
 import jax
 import jaxlib
 
-SOURCE = Path(__file__).with_name("convolve_and_pool.cc")
-SYMBOLS = ("Forward", "InputGradient", "KernelGradient", "MaxPool", "Pick", "Place")
+SOURCES = sorted(Path(__file__).parent.glob("*.cc"))
+HEADERS = sorted(Path(__file__).parent.glob("*.h"))
+SYMBOLS = (
+    *("Forward", "InputGradient", "KernelGradient"),  # depthwise.cc
+    *("MaxPool", "Pick", "Place"),  # pool.cc
+    *("StageForward", "StageBackward", "Sums", "Moments"),  # stage.cc
+)
 # -march=native: the library is for this machine only, its name says so.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-w")
-COMPILE_SECONDS = 120  # it takes about 5; a compiler that hangs must not stop a run
+COMPILE_SECONDS = 120  # it takes about 10; a compiler that hangs must not stop a run
 
 
 def directory() -> Path:
@@ -82,14 +87,15 @@ def _digest() -> str:
         check=True,
         timeout=COMPILE_SECONDS,
     ).stdout
-    parts = [SOURCE.read_bytes(), macros, " ".join(FLAGS).encode()]
+    parts = [path.read_bytes() for path in (*SOURCES, *HEADERS)]
+    parts += [macros, " ".join(FLAGS).encode()]
     parts.append(jaxlib.__version__.encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
 
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    path = directory() / f"kernels_{_digest()}.so"
+    path = directory() / f"{_digest()}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         # Another process may be building the same: the first complete file stays.
@@ -100,7 +106,7 @@ def _library() -> ctypes.CDLL:
                     str(_compiler()),
                     *FLAGS,
                     f"-I{jax.ffi.include_dir()}",
-                    str(SOURCE),
+                    *map(str, SOURCES),
                     "-o",
                     str(built),
                 ],

@@ -14,6 +14,7 @@ from jax import lax
 
 from darts_jax.kernels.pool import native_avg_pool, native_max_pool
 from darts_jax.models import depthwise
+from darts_jax.models.normalise import EPSILON, batch_norm, wide
 
 ZEROS, ONES = nn.initializers.zeros, nn.initializers.ones
 IMAGE_AXES = (-3, -2, -1)  # batch, height, width
@@ -93,6 +94,24 @@ class Conv(nn.Module):
         return y.reshape(self.edges, self.channels, *y.shape[1:])
 
 
+class RunningMoments(nn.Module):
+    """The running statistics of a batch norm whose moments were computed elsewhere.
+
+    `running = 0.9 * running + 0.1 * batch`, the variance in its unbiased form.
+    """
+
+    momentum: float = 0.9  # the share of the old value that is kept
+
+    @nn.compact
+    def __call__(self, mean: jax.Array, variance: jax.Array, count: int) -> None:
+        shape, kept = mean.shape, self.momentum
+        running = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        running.value = kept * running.value + (1 - kept) * lax.stop_gradient(mean)
+        running = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        unbiased = count / max(count - 1, 1) * lax.stop_gradient(variance)
+        running.value = kept * running.value + (1 - kept) * unbiased
+
+
 class BatchNorm(nn.Module):
     """Batch norm over batch and image axes, with PyTorch's rules (Ioffe and Szegedy 2015).
 
@@ -107,7 +126,6 @@ class BatchNorm(nn.Module):
     evaluation: str = "running"  # or "batch": batch statistics in evaluation too
     edges: int = 0
     momentum: float = 0.9  # the share of the old value that is kept
-    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -117,26 +135,24 @@ class BatchNorm(nn.Module):
         stored = (self.edges, *features[1:]) if self.edges else features
         mean = self.variable("batch_stats", "mean", jnp.zeros, stored, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, stored, jnp.float32)
-        if train or self.evaluation == "batch":
-            batch_mean = x.mean(IMAGE_AXES, keepdims=True)
-            centred = x - batch_mean
-            batch_var = jnp.square(centred).mean(IMAGE_AXES, keepdims=True)
-            if train and not self.is_initializing():
-                count = x.size // int(np.prod(features))
-                kept, unbiased = self.momentum, count / max(count - 1, 1)
-                mean.value = kept * mean.value + (1 - kept) * batch_mean[..., 0, 0, 0]
-                var.value = (
-                    kept * var.value + (1 - kept) * unbiased * batch_var[..., 0, 0, 0]
-                )
-            y = centred * lax.rsqrt(batch_var + self.epsilon)
-        else:
-            scale = lax.rsqrt(var.value + self.epsilon)[..., None, None, None]
-            y = (x - mean.value[..., None, None, None]) * scale
+        scale, bias = jnp.ones(features, x.dtype), jnp.zeros(features, x.dtype)
         if self.affine:
-            scale = self.param("scale", ONES, stored, jnp.float32)
-            bias = self.param("bias", ZEROS, stored, jnp.float32)
-            y = y * scale[..., None, None, None] + bias[..., None, None, None]
-        return y
+            scale = self.param("scale", ONES, features, jnp.float32).astype(x.dtype)
+            bias = self.param("bias", ZEROS, features, jnp.float32).astype(x.dtype)
+        if not train and self.evaluation == "running":
+            factor = lax.rsqrt(var.value + EPSILON)
+            return (x - wide(mean.value)) * wide(factor * scale) + wide(bias)
+        grouped = x.reshape(-1, *x.shape[-4:])
+        y, batch_mean, batch_var = batch_norm(
+            grouped, scale.reshape(len(grouped), -1), bias.reshape(len(grouped), -1)
+        )
+        if train and not self.is_initializing():
+            count = grouped[0, 0].size
+            unbiased = count / max(count - 1, 1) * batch_var.reshape(features)
+            kept = self.momentum
+            mean.value = kept * mean.value + (1 - kept) * batch_mean.reshape(features)
+            var.value = kept * var.value + (1 - kept) * unbiased
+        return y.reshape(x.shape)
 
 
 class Linear(nn.Module):

@@ -132,6 +132,7 @@ def build(config: Any) -> Search:
         stem_multiplier=config.model.stem_multiplier,
         stem_affine=config.batch_norm.stem_affine,
         evaluation=config.batch_norm.evaluation,
+        implementation=config.model.implementation,
     )
     schedule = setup.build_schedule(config, steps)
     chosen = config.alphas

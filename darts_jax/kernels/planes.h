@@ -1,0 +1,329 @@
+// Images as padded planes, and the innermost loops over them.
+//
+// One image of one channel is the unit of work: small enough for the first-level cache,
+// whatever the batch. It is copied into a padded plane whose rows follow each other at a
+// fixed pitch, so that a tap of a kernel is a constant offset into one flat array and the
+// innermost loop is a multiply-add over contiguous numbers, for every width. With stride s
+// the image is split into s * s such planes, one for each remainder of row and column, and
+// a tap is an offset into one of them. Small images share a plane, one below the other, so
+// that the loops stay long.
+
+#ifndef DARTS_JAX_KERNELS_PLANES_H_
+#define DARTS_JAX_KERNELS_PLANES_H_
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace planes {
+
+namespace ffi = xla::ffi;
+
+template <typename T>
+struct Vector {
+  static constexpr int kLanes = 64 / sizeof(T);
+  typedef T Type __attribute__((vector_size(64), aligned(sizeof(T)), may_alias));
+};
+
+template <typename T>
+inline typename Vector<T>::Type Load(const T* p) {
+  return *reinterpret_cast<const typename Vector<T>::Type*>(p);
+}
+
+template <typename T>
+inline void Store(T* p, typename Vector<T>::Type v) {
+  *reinterpret_cast<typename Vector<T>::Type*>(p) = v;
+}
+
+template <typename T>
+inline T AddLanes(typename Vector<T>::Type v) {
+  T total = 0;
+  for (int i = 0; i < Vector<T>::kLanes; ++i) total += v[i];
+  return total;
+}
+
+// The sum of f(i) over i < count, where f(i) of a vector type holds the numbers from i on and
+// of a T one number. Written out, since a compiler may not reorder a plain loop's sum.
+template <typename T, typename F>
+inline T Sum(int64_t count, F f) {
+  using V = typename Vector<T>::Type;
+  constexpr int kLanes = Vector<T>::kLanes;
+  V a = {}, b = {};
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= count; i += 2 * kLanes) {
+    a += f(i, V{});
+    b += f(i + kLanes, V{});
+  }
+  T total = AddLanes<T>(a + b);
+  for (; i < count; ++i) total += f(i, T(0));
+  return total;
+}
+
+// Reads one number or a vector of them, by the type of the last argument.
+template <typename T>
+inline T Read(const T* p, T) {
+  return *p;
+}
+
+template <typename T>
+inline typename Vector<T>::Type Read(const T* p, typename Vector<T>::Type) {
+  return Load(p);
+}
+
+// How the taps of a kernel lie in the planes of an image.
+struct Geometry {
+  int64_t height, width, out_height, out_width, size, stride, dilation;
+  int64_t images, border, pitch, plane;  // plane: numbers in one, slack included
+  std::vector<int64_t> offset;   // of a tap's input, from an output's place in plane 0
+  std::vector<int64_t> back;     // of a tap's output, from an input's place in its plane
+  std::vector<std::vector<int64_t>> taps_of;  // a plane
+
+  Geometry(int64_t height, int64_t width, int64_t size, int64_t stride, int64_t dilation,
+           int64_t slack, int64_t images = 1)
+      : height(height), width(width), out_height((height + stride - 1) / stride),
+        out_width((width + stride - 1) / stride), size(size), stride(stride),
+        dilation(dilation), images(images) {
+    const int64_t reach = dilation * ((size - 1) / 2);
+    border = (reach + stride - 1) / stride;
+    pitch = out_width + border;
+    plane = (images * (out_height + border) + border) * pitch + 2 * border + slack;
+    taps_of.resize(stride * stride);
+    for (int64_t i = 0; i < size; ++i) {
+      for (int64_t j = 0; j < size; ++j) {
+        const int64_t row = dilation * i - reach, column = dilation * j - reach;
+        const int64_t r = Mod(row), c = Mod(column);
+        const int64_t shift = (row - r) / stride * pitch + (column - c) / stride;
+        taps_of[r * stride + c].push_back(offset.size());
+        offset.push_back((r * stride + c) * plane + shift);
+        back.push_back(-shift);
+      }
+    }
+  }
+  int64_t Mod(int64_t a) const { return ((a % stride) + stride) % stride; }
+  int64_t Taps() const { return size * size; }
+  int64_t Planes() const { return stride * stride; }
+  // The first output's place in a plane, the same of image i, and how far outputs reach.
+  int64_t Start() const { return border * pitch + border; }
+  int64_t Start(int64_t i) const { return Start() + i * (out_height + border) * pitch; }
+  int64_t Span() const { return (images * (out_height + border) - border) * pitch; }
+};
+
+// Copies image i [H, W] into its planes; everything but the images' own places stays zero.
+template <typename T>
+void Pack(const Geometry& g, const T* image, T* planes, int64_t i = 0) {
+  for (int64_t r = 0; r < g.stride; ++r) {
+    for (int64_t c = 0; c < g.stride; ++c) {
+      T* to = planes + (r * g.stride + c) * g.plane + g.Start(i);
+      for (int64_t h = r; h < g.height; h += g.stride, to += g.pitch) {
+        const T* from = image + h * g.width;
+        if (g.stride == 1) {
+          std::memcpy(to, from, g.width * sizeof(T));
+        } else {
+          for (int64_t w = c, o = 0; w < g.width; w += g.stride, ++o) to[o] = from[w];
+        }
+      }
+    }
+  }
+}
+
+template <typename T>
+void Unpack(const Geometry& g, const T* planes, T* image, int64_t i = 0) {
+  for (int64_t r = 0; r < g.stride; ++r) {
+    for (int64_t c = 0; c < g.stride; ++c) {
+      const T* from = planes + (r * g.stride + c) * g.plane + g.Start(i);
+      for (int64_t h = r; h < g.height; h += g.stride, from += g.pitch) {
+        T* to = image + h * g.width;
+        if (g.stride == 1) {
+          std::memcpy(to, from, g.width * sizeof(T));
+        } else {
+          for (int64_t w = c, o = 0; w < g.width; w += g.stride, ++o) to[w] = from[o];
+        }
+      }
+    }
+  }
+}
+
+// Copies [H', W'] of image i to or from one plane.
+template <typename T>
+void PackOutput(const Geometry& g, const T* image, T* plane, int64_t i = 0) {
+  for (int64_t h = 0; h < g.out_height; ++h) {
+    std::memcpy(plane + g.Start(i) + h * g.pitch, image + h * g.out_width,
+                g.out_width * sizeof(T));
+  }
+}
+
+template <typename T>
+void UnpackOutput(const Geometry& g, const T* plane, T* image, int64_t i = 0) {
+  for (int64_t h = 0; h < g.out_height; ++h) {
+    std::memcpy(image + h * g.out_width, plane + g.Start(i) + h * g.pitch,
+                g.out_width * sizeof(T));
+  }
+}
+
+// to[e][v] = sum over t of value[e][t] * from[v + offset[t]] for kEdges kernels at once.
+template <typename T, int kEdges, int kBlock>
+void Correlate(const T* from, const int64_t* offset, const T* const* value, int64_t taps,
+               int64_t span, T* const* to) {
+  using V = typename Vector<T>::Type;
+  constexpr int kLanes = Vector<T>::kLanes;
+  for (int64_t v = 0; v < span; v += kLanes * kBlock) {
+    V sum[kEdges][kBlock] = {};
+    for (int64_t t = 0; t < taps; ++t) {
+      const T* p = from + v + offset[t];
+      for (int b = 0; b < kBlock; ++b) {
+        const V x = Load(p + b * kLanes);
+        for (int e = 0; e < kEdges; ++e) sum[e][b] += value[e][t] * x;
+      }
+    }
+    for (int e = 0; e < kEdges; ++e) {
+      for (int b = 0; b < kBlock; ++b) Store(to[e] + v + b * kLanes, sum[e][b]);
+    }
+  }
+}
+
+// The same for any number of kernels: `values` [edges, apart] to planes `results`.
+template <typename T>
+void CorrelateAll(const Geometry& g, const T* planes, const T* values, int64_t apart,
+                  int64_t edges, T* results) {
+  const T* from = planes + g.Start();
+  const int64_t* offset = g.offset.data();
+  for (int64_t e = 0; e < edges;) {
+    const int64_t taken = std::min<int64_t>(4, edges - e);
+    const T* value[4];
+    T* to[4];
+    for (int64_t i = 0; i < taken; ++i) {
+      value[i] = values + (e + i) * apart;
+      to[i] = results + (e + i) * g.plane + g.Start();
+    }
+    switch (taken) {
+      case 1: Correlate<T, 1, 4>(from, offset, value, g.Taps(), g.Span(), to); break;
+      case 2: Correlate<T, 2, 4>(from, offset, value, g.Taps(), g.Span(), to); break;
+      case 3: Correlate<T, 3, 2>(from, offset, value, g.Taps(), g.Span(), to); break;
+      default: Correlate<T, 4, 2>(from, offset, value, g.Taps(), g.Span(), to);
+    }
+    e += taken;
+  }
+}
+
+// The transpose: adds every output's value[t] * from[v] to the input that tap t reads.
+// `from` is a plane with zeros around the outputs, `planes` those of the input.
+template <typename T>
+void Spread(const Geometry& g, const T* from, const T* value, T* planes) {
+  using V = typename Vector<T>::Type;
+  constexpr int kLanes = Vector<T>::kLanes, kBlock = 4;
+  for (int64_t p = 0; p < g.Planes(); ++p) {
+    const int64_t* taps = g.taps_of[p].data();
+    const int64_t count = g.taps_of[p].size();
+    T* to = planes + p * g.plane + g.Start();
+    for (int64_t v = 0; v < g.Span(); v += kLanes * kBlock) {
+      V sum[kBlock];
+      for (int b = 0; b < kBlock; ++b) sum[b] = Load(to + v + b * kLanes);
+      for (int64_t i = 0; i < count; ++i) {
+        const T k = value[taps[i]];
+        const T* at = from + g.Start() + v + g.back[taps[i]];
+        for (int b = 0; b < kBlock; ++b) sum[b] += k * Load(at + b * kLanes);
+      }
+      for (int b = 0; b < kBlock; ++b) Store(to + v + b * kLanes, sum[b]);
+    }
+  }
+}
+
+// sum[i] += sum over v of dy[v] * x[v + offset[i]] for kSize taps at once.
+template <typename T, int kSize>
+void AddDotsOf(const T* dy, const T* x, const int64_t* offset, int64_t span, T* sum) {
+  using V = typename Vector<T>::Type;
+  constexpr int kLanes = Vector<T>::kLanes;
+  V total[kSize] = {};
+  for (int64_t v = 0; v < span; v += kLanes) {
+    const V g = Load(dy + v);
+    for (int i = 0; i < kSize; ++i) total[i] += g * Load(x + v + offset[i]);
+  }
+  for (int i = 0; i < kSize; ++i) sum[i] += AddLanes<T>(total[i]);
+}
+
+// Adds one image's part of a kernel's gradient to sum [K * K].
+template <typename T>
+void AddDots(const Geometry& g, const T* dy, const T* planes, T* sum) {
+  const T *gradient = dy + g.Start(), *x = planes + g.Start();
+  for (int64_t t = 0; t < g.Taps(); t += g.size) {
+    const int64_t* offset = &g.offset[t];
+    switch (g.size) {
+      case 3: AddDotsOf<T, 3>(gradient, x, offset, g.Span(), sum + t); break;
+      case 5: AddDotsOf<T, 5>(gradient, x, offset, g.Span(), sum + t); break;
+      case 7: AddDotsOf<T, 7>(gradient, x, offset, g.Span(), sum + t); break;
+      default:
+        for (int64_t j = 0; j < g.size; ++j) {
+          AddDotsOf<T, 1>(gradient, x, offset + j, g.Span(), sum + t + j);
+        }
+    }
+  }
+}
+
+// Returns [edges, C, K * K] of kernels [edges, K, K, C].
+template <typename T>
+std::vector<T> Transposed(const T* kernel, int64_t edges, int64_t taps, int64_t channels) {
+  std::vector<T> values(edges * channels * taps);
+  for (int64_t e = 0; e < edges; ++e) {
+    for (int64_t t = 0; t < taps; ++t) {
+      for (int64_t c = 0; c < channels; ++c) {
+        values[(e * channels + c) * taps + t] = kernel[(e * taps + t) * channels + c];
+      }
+    }
+  }
+  return values;
+}
+
+// Runs work(first, last) on every run of `chunk` numbers below `count`, spread over the
+// pool; returns when all are done.
+template <typename F>
+void ParallelFor(ffi::ThreadPool& pool, int64_t count, int64_t chunk, F work) {
+  struct Shared {
+    std::atomic<int64_t> next{0};
+    std::mutex mutex;
+    std::condition_variable done;
+    int64_t finished = 0;
+  };
+  auto shared = std::make_shared<Shared>();
+  // A helper that starts late finds no work left and touches only what it owns.
+  const int64_t chunks = (count + chunk - 1) / chunk;
+  auto loop = [shared, count, chunk, chunks, work] {
+    int64_t mine = 0;
+    for (int64_t i; (i = shared->next.fetch_add(1)) < chunks; ++mine) {
+      work(i * chunk, std::min(count, (i + 1) * chunk));
+    }
+    if (mine == 0) return;
+    std::lock_guard<std::mutex> lock(shared->mutex);
+    shared->finished += mine;
+    if (shared->finished == chunks) shared->done.notify_all();
+  };
+  const int64_t helpers = std::min<int64_t>(pool.num_threads(), chunks) - 1;
+  for (int64_t i = 0; i < helpers; ++i) pool.Schedule([loop] { loop(); });
+  loop();
+  std::unique_lock<std::mutex> lock(shared->mutex);
+  shared->done.wait(lock, [&] { return shared->finished == chunks; });
+}
+
+template <typename T>
+T* Scratch(int64_t count) {
+  thread_local std::vector<T> buffer;
+  buffer.assign(count, T(0));
+  return buffer.data();
+}
+
+// Room for a block that starts at the last output and reads at the farthest tap.
+template <typename T>
+int64_t Slack() {
+  return 4 * Vector<T>::kLanes;
+}
+
+}  // namespace planes
+
+#endif  // DARTS_JAX_KERNELS_PLANES_H_

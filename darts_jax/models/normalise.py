@@ -1,0 +1,150 @@
+"""Batch norm in training as a function with a derivative of its own.
+
+JAX's gradient of a batch norm reads its input five times and stores a centred copy. This one
+takes the moments in one pass and both sums of the gradient in another (kernels/stage.py),
+where our kernels are there; the oracle is `plain_batch_norm`.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from darts_jax.kernels.compiled import kernels
+from darts_jax.kernels.stage import channel_moments, channel_sums
+
+EPSILON = 1e-5
+
+
+def wide(per_channel: jax.Array) -> jax.Array:
+    """`[..., C]` to `[..., C, 1, 1, 1]`."""
+    return per_channel[..., None, None, None]
+
+
+def scale_and_shift(
+    mean: jax.Array, variance: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the batch norm of these moments as x -> scale * x + shift."""
+    scale = lax.rsqrt(variance + EPSILON)
+    return scale, -mean * scale
+
+
+def through_norm(
+    mean: jax.Array,
+    variance: jax.Array,
+    count: int,
+    products: jax.Array,
+    sums: jax.Array,
+    weight: jax.Array | float,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Returns how a gradient passes `weight` times a batch norm (Ioffe and Szegedy 2015).
+
+    Args:
+        mean: `[n, C]` or `[1, C]`, of the norm's input z, as variance.
+        variance: biased.
+        count: how many numbers a channel has.
+        products: `[n, C]`, the sums of gradient * z.
+        sums: `[n, C]`, the sums of the gradient.
+        weight: what the normalised value is multiplied by; broadcasts to `[n, C]`.
+
+    Returns:
+        (a, alpha, beta) with dz = a * gradient + alpha + beta * z, and the sums of gradient
+        times normalised z, which are the weight's gradient; `[n, C]` each.
+    """
+    scale = lax.rsqrt(variance + EPSILON)
+    projected = scale * (products - mean * sums)
+    beta = -weight * scale**2 * projected / count
+    alpha = -weight * scale * sums / count - beta * mean
+    return weight * scale * jnp.ones_like(sums), alpha, beta, projected
+
+
+def batch_norm(
+    x: jax.Array, scale: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Normalises with the batch's own moments.
+
+    Args:
+        x: `[n, C, B, H, W]`.
+        scale: `[n, C]`, as bias.
+        bias: added to what is normalised and scaled.
+
+    Returns:
+        The result, shaped like x, and mean and biased variance `[n, C]`, through which no
+        gradient may flow where the kernels are used: they are for running statistics.
+    """
+    exact = x.dtype in (jnp.float32, jnp.float64)
+    native = jax.default_backend() == "cpu" and exact and kernels() is not None
+    return (_batch_norm if native else plain_batch_norm)(x, scale, bias)
+
+
+def plain_batch_norm(
+    x: jax.Array, scale: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`batch_norm` by differentiable operations."""
+    mean = x.mean((-3, -2, -1), keepdims=True)
+    centred = x - mean
+    variance = jnp.square(centred).mean((-3, -2, -1), keepdims=True)
+    y = centred * lax.rsqrt(variance + EPSILON) * wide(scale) + wide(bias)
+    return y, mean[..., 0, 0, 0], variance[..., 0, 0, 0]
+
+
+@jax.custom_vjp
+def _batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> Any:
+    return _forward(x, scale, bias)
+
+
+@jax.custom_jvp
+def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array) -> Any:
+    mean, variance = channel_moments(x)
+    factor = lax.rsqrt(variance + EPSILON) * scale
+    return (x - wide(mean)) * wide(factor) + wide(bias), mean, variance
+
+
+@_forward.defjvp
+def _forward_jvp(primals: Any, tangents: Any) -> Any:
+    return _forward(*primals), jax.jvp(plain_batch_norm, primals, tangents)[1]
+
+
+def _forward_rule(x: jax.Array, scale: jax.Array, bias: jax.Array) -> Any:
+    y, mean, variance = _forward(x, scale, bias)
+    return (y, mean, variance), (x, scale, mean, variance)
+
+
+@jax.custom_jvp
+def _backward(
+    x: jax.Array,
+    scale: jax.Array,
+    mean: jax.Array,
+    variance: jax.Array,
+    gradient: jax.Array,
+) -> Any:
+    products, sums = channel_sums(gradient, x)
+    count = x[0, 0].size
+    a, alpha, beta, projected = through_norm(
+        mean, variance, count, products, sums, scale
+    )
+    return wide(a) * gradient + wide(alpha) + wide(beta) * x, projected, sums
+
+
+@_backward.defjvp
+def _backward_jvp(primals: Any, tangents: Any) -> Any:
+    def plain(x: Any, scale: Any, gradient: Any) -> Any:
+        def norm(x: Any, scale: Any, bias: Any) -> Any:
+            return plain_batch_norm(x, scale, bias)[0]
+
+        _, transpose = jax.vjp(norm, x, scale, jnp.zeros_like(scale))
+        return transpose(gradient)
+
+    # The moments are functions of x: their tangents are in that of x.
+    x, scale, _, _, gradient = primals
+    dx, dscale, _, _, dgradient = tangents
+    _, tangent = jax.jvp(plain, (x, scale, gradient), (dx, dscale, dgradient))
+    return _backward(*primals), tangent
+
+
+def _backward_rule(residuals: Any, cotangents: Any) -> Any:
+    return _backward(*residuals, cotangents[0])
+
+
+_batch_norm.defvjp(_forward_rule, _backward_rule)

@@ -1,0 +1,201 @@
+"""The fused supernet is the plain one: values, gradients, statistics, hypergradients."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from darts_jax.bilevel import HYPERGRADIENTS
+from darts_jax.kernels.compiled import kernels, why_not
+from darts_jax.kernels.stage import StageKernels
+from darts_jax.models import fused, make_supernet
+from darts_jax.models.normalise import batch_norm, plain_batch_norm
+from darts_jax.one_shot import DARTS
+from darts_jax.spaces import SPACES, Space
+from darts_jax.training.metrics import cross_entropy
+from darts_jax.training.optimizers import weight_optimizer
+from darts_jax.types import Batch
+
+pytestmark = pytest.mark.skipif(kernels() is None, reason=f"no kernels: {why_not()}")
+
+
+def assert_close(found: Any, wanted: Any, tolerance: float = 1e-11) -> None:
+    """Every leaf within `tolerance` of the largest number of its counterpart."""
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert a.shape == b.shape
+        scale = max(1e-12, float(jnp.abs(b).max()))
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale)
+
+
+# Edges, channels in and out, batch, image, stride: a batch of many tasks and one of a group
+# that is not full; odd sizes; as many edges as one loop takes, and more.
+SHAPES = [
+    (3, 4, 4, 3, (7, 6), 1),
+    (2, 3, 5, 2, (8, 8), 2),
+    (5, 2, 2, 35, (4, 4), 1),
+    (1, 6, 6, 5, (9, 7), 2),
+    (4, 2, 2, 33, (33, 32), 1),
+]
+PRIMITIVES = ("sep_conv_3x3", "sep_conv_5x5", "dil_conv_5x5")
+
+
+def _problem(shape: Any, rng: np.random.Generator) -> tuple[Any, Any, Any]:
+    """Operands, branches and the weights of a sum over the result."""
+    edges, channels, out_channels, batch, image, stride = shape
+
+    def draw(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.normal(size=shape))
+
+    chains = tuple(fused.stages_of(name, stride) for name in PRIMITIVES)
+    kernels = []
+    for name, stages in zip(PRIMITIVES, chains, strict=True):
+        size, inputs, chain = int(name[-1]), channels, []
+        for _ in stages:
+            chain.append(
+                StageKernels(
+                    draw(edges, size, size, inputs), draw(edges, inputs, out_channels)
+                )
+            )
+            inputs = out_channels
+        kernels.append(tuple(chain))
+    out = (out_channels, batch, *(-(-length // stride) for length in image))
+    operands = fused.Operands(
+        draw(channels, batch, *image),
+        (draw(*out), draw(*out)),
+        draw(edges, len(PRIMITIVES) + 2),
+        tuple(kernels),
+    )
+    return operands, fused.Branches(chains, (True, False)), draw(edges, *out)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_mixed_branches_and_its_first_two_derivatives(
+    shape: Any, float64: None, rng: np.random.Generator
+) -> None:
+    operands, branches, weights = _problem(shape, rng)
+    direction = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), operands)
+
+    def all_of(function: Any) -> Any:
+        def value(operands: Any) -> Any:
+            mixed, moments = function(operands, branches)
+            return jnp.sum(jnp.tanh(mixed) * weights), (mixed, moments)
+
+        gradient = jax.grad(value, has_aux=True)
+        return jax.jit(lambda a, b: jax.jvp(gradient, (a,), (b,)))(operands, direction)
+
+    assert_close(all_of(fused.mixed_branches), all_of(fused.plain_mixed_branches))
+
+
+def test_batch_norm_and_its_first_two_derivatives(
+    float64: None, rng: np.random.Generator
+) -> None:
+    x = jnp.asarray(3 + rng.normal(size=(2, 3, 5, 7, 40)))
+    scale, bias = jnp.asarray(rng.normal(size=(2, 2, 3)))
+    weights = jnp.asarray(rng.normal(size=x.shape))
+    direction = tuple(jnp.asarray(rng.normal(size=a.shape)) for a in (x, scale, bias))
+
+    def all_of(function: Any) -> Any:
+        def value(*arguments: Any) -> Any:
+            y, *moments = function(*arguments)
+            return jnp.sum(jnp.tanh(y) * weights), (y, moments)
+
+        gradient = jax.grad(value, (0, 1, 2), has_aux=True)
+        return jax.jvp(gradient, (x, scale, bias), direction)
+
+    assert_close(all_of(batch_norm), all_of(plain_batch_norm))
+
+
+def test_batch_norm_of_large_means(rng: np.random.Generator) -> None:
+    # A variance as the difference of two mean squares would have no correct digit here.
+    x = (1e4 + rng.normal(size=(1, 2, 8, 8, 8))).astype(np.float32)
+    _, mean, variance = batch_norm(jnp.asarray(x), jnp.ones((1, 2)), jnp.zeros((1, 2)))
+    exact = x.astype(np.float64)
+    np.testing.assert_allclose(mean, exact.mean((2, 3, 4)), rtol=1e-6)
+    np.testing.assert_allclose(variance, exact.var((2, 3, 4)), rtol=1e-4)
+
+
+# All primitives, a subset on every edge, edges with primitives of their own, another skeleton.
+SPACES_TO_COMPARE = {
+    "darts": lambda: SPACES["darts"](num_nodes=2),
+    "darts_s3": lambda: SPACES["darts_s3"](),
+    "nas_bench_201": lambda: SPACES["nas_bench_201"](num_nodes=2),
+}
+
+
+def _supernets(space: Space, **size: Any) -> dict[str, Any]:
+    base = {"image_shape": (8, 8, 3), "num_classes": 4, "num_cells": 1, "channels": 2}
+    return {
+        name: make_supernet(space, **base | size, implementation=name)
+        for name in ("plain", "fused")
+    }
+
+
+@pytest.mark.parametrize("name", SPACES_TO_COMPARE)
+def test_supernets_agree(name: str, float64: None, rng: np.random.Generator) -> None:
+    space = SPACES_TO_COMPARE[name]()
+    models = _supernets(space)
+    weights, stats = jax.tree.map(
+        lambda x: x.astype(jnp.float64), models["plain"].init(jax.random.key(0))
+    )
+    shape = (space.num_edges, len(space.primitives))
+    edge_weights = {
+        kind: jnp.asarray(rng.uniform(size=shape)) for kind in space.cell_kinds
+    }
+    images = jnp.asarray(rng.normal(size=(3, 8, 8, 3)))
+    results = {}
+    for key, model in models.items():
+
+        def loss(weights: Any, edge_weights: Any, apply: Any = model.apply) -> Any:
+            logits, new = apply(weights, stats, images, edge_weights, train=True)
+            return jnp.sum(jnp.sin(logits)), (logits, new)
+
+        run = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+        tested = model.apply(weights, stats, images, edge_weights, train=False)
+        results[key] = (run(weights, edge_weights), tested)
+    assert_close(results["fused"], results["plain"], 1e-10)
+
+
+@pytest.mark.parametrize("hypergradient", HYPERGRADIENTS)
+def test_hypergradients_agree(
+    hypergradient: str, float64: None, rng: np.random.Generator
+) -> None:
+    space = SPACES["tiny"](
+        primitives=("none", "max_pool_3x3", "skip_connect", "sep_conv_3x3")
+    )
+    models = _supernets(space, image_shape=(8, 8, 1), num_classes=3)
+    weights, stats = jax.tree.map(
+        lambda x: x.astype(jnp.float64), models["plain"].init(jax.random.key(1))
+    )
+    shape = (space.num_edges, len(space.primitives))
+    alphas = {kind: jnp.asarray(rng.normal(size=shape)) for kind in space.cell_kinds}
+    batches = [
+        Batch(jnp.asarray(rng.normal(size=(4, 8, 8, 1))), jnp.asarray([0, 1, 2, 1]))
+        for _ in range(2)
+    ]
+    optimizer = weight_optimizer(0.1, clip=0)
+    _, state = optimizer.update(weights, optimizer.init(weights), weights)
+
+    def step(weights: Any, grads: Any) -> Any:
+        updates, _ = optimizer.update(grads, state, weights)
+        return optax.apply_updates(weights, updates)
+
+    results = {}
+    for key, model in models.items():
+
+        def loss(
+            weights: Any, alphas: Any, batch: Batch, apply: Any = model.apply
+        ) -> Any:
+            edge_weights = DARTS.relax(space, alphas)
+            logits, new = apply(weights, stats, batch.images, edge_weights, train=True)
+            return cross_entropy(logits, batch.labels).mean(), new
+
+        chosen = functools.partial(HYPERGRADIENTS[hypergradient], loss, step)
+        results[key] = jax.jit(lambda *a, chosen=chosen: chosen(*a).alphas)(
+            weights, alphas, *batches
+        )
+    assert_close(results["fused"], results["plain"], 1e-9)
