@@ -46,7 +46,17 @@ def _machine() -> list[str]:
     return [
         f"{manifest.cpu_model()}, {manifest.available_cores()} cores usable",
         f"{memory:.1f} GiB memory",
+        f"C++ kernels: {_kernels()}",
     ]
+
+
+def _kernels() -> str:
+    from darts_jax.kernels import compiled
+
+    reason = compiled.why_not()
+    if reason:
+        return f"none, CPU runs are several times slower: {reason}"
+    return f"in {compiled.directory()}, version {compiled.digest()}"
 
 
 def _devices() -> list[str]:

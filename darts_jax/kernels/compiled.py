@@ -76,8 +76,12 @@ def _compiler() -> str | None:
 
 
 @functools.cache
-def _digest() -> str:
-    """Returns what tells this library from every other: source, target, versions."""
+def digest() -> str:
+    """Returns what tells this library from every other: source, target, versions.
+
+    Raises:
+        subprocess.CalledProcessError: there is a compiler and it fails.
+    """
     compiler = _compiler()
     assert compiler is not None
     # The predefined macros hold the compiler's version and the processor's features.
@@ -95,7 +99,7 @@ def _digest() -> str:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    path = directory() / f"{_digest()}.so"
+    path = directory() / f"{digest()}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         # Another process may be building the same: the first complete file stays.
@@ -123,7 +127,7 @@ def _library() -> ctypes.CDLL:
 def _registered() -> dict[str, str]:
     names = {}
     for symbol in SYMBOLS:
-        names[symbol] = f"darts_jax_{symbol}_{_digest()}"
+        names[symbol] = f"darts_jax_{symbol}_{digest()}"
         handler = jax.ffi.pycapsule(getattr(_library(), symbol))
         jax.ffi.register_ffi_target(names[symbol], handler, platform="cpu")
     return names

@@ -63,7 +63,7 @@ def run_epochs(
 def _run(
     plan: Plan, state: Any, run: RunDirectory, config: Any, interrupt: Interrupt
 ) -> tuple[Any, bool]:
-    sums = _no_sums(plan)
+    sums, on_cpu = _no_sums(plan), jax.default_backend() == "cpu"
     if run.resumed and checkpoints.latest_step(run.checkpoints) is not None:
         saved, _ = checkpoints.restore(run.checkpoints, {"state": state, "sums": sums})
         state, sums = saved["state"], saved["sums"]
@@ -79,6 +79,10 @@ def _run(
             first = done % steps
             for i in range(first, steps):
                 state, sums = plan.step(state, sums, order)
+                if on_cpu:
+                    # Steps take seconds there and queue up by the dozen: a signal would be
+                    # answered only after all of them.
+                    jax.block_until_ready(sums)
                 done += 1
                 if interrupt and i + 1 < steps:
                     _check_finite(_means(sums, i + 1), epoch, run)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import darts_jax
+from darts_jax.kernels import compiled
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -33,6 +34,8 @@ def describe(command: str, argv: Sequence[str], seed: int) -> dict[str, Any]:
         "cpu": cpu_model(),
         "cores": available_cores(),
         "memory_bytes": memory_bytes(),
+        # Without them sums are taken in another order: other bits.
+        "kernels": None if compiled.why_not() else compiled.digest(),
     }
 
 

@@ -32,7 +32,7 @@ def _asked(folder: Path, **environment: str) -> str:
 def test_built_once_and_found_again(tmp_path: Path) -> None:
     assert _asked(tmp_path) == "native |"
     (library,) = (tmp_path / "kernels").iterdir()
-    assert library.name == f"{compiled._digest()}.so"
+    assert library.name == f"{compiled.digest()}.so"
     before = library.stat().st_mtime_ns
     assert _asked(tmp_path, CXX=compiled._compiler() or "") == "native |"
     assert library.stat().st_mtime_ns == before
@@ -57,4 +57,4 @@ def test_names_tell_versions_apart() -> None:
     names = kernels()
     assert names is not None
     assert sorted(names) == sorted(SYMBOLS)
-    assert all(name.endswith(compiled._digest()) for name in names.values())
+    assert all(name.endswith(compiled.digest()) for name in names.values())
