@@ -118,6 +118,10 @@ def measure(
     ours = entry[OURS]
     ours["cold"], ours["bandwidth_bytes_per_second"] = cold, copied["bytes_per_second"]
     ours |= _share_of_floor(size, workload, ours)
+    medians = [
+        f"{k} {v['median_s']:.4f} s" for k, v in entry.items() if "median_s" in v
+    ]
+    say(f"{workload}: median step: {', '.join(medians)}")
     return entry
 
 

@@ -110,10 +110,10 @@ def make_record(
     return record
 
 
-def file_name(record: Mapping[str, Any]) -> str:
+def file_name(size: str, hardware: Mapping[str, Any]) -> str:
     """Returns `<size>_<device kind>.json`, the kind in lower case with dashes."""
-    kind = re.sub(r"[^a-z0-9]+", "-", record["device_kind"].lower()).strip("-")
-    return f"{record['size']['name']}_{kind}.json"
+    kind = re.sub(r"[^a-z0-9]+", "-", hardware["device_kind"].lower()).strip("-")
+    return f"{size}_{kind}.json"
 
 
 HEADER = (

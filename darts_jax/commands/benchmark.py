@@ -3,10 +3,11 @@
 import importlib.util
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import darts_jax
 from darts_jax.benchmark import measure, record
@@ -14,6 +15,7 @@ from darts_jax.benchmark.sizes import size_named, workloads_of
 from darts_jax.commands import compilation_cache, flags
 from darts_jax.errors import UserError, unknown
 from darts_jax.training.manifest import available_cores
+from darts_jax.training.records import write_json
 
 ROOT = Path(darts_jax.__file__).resolve().parents[1]
 FLAGS: dict[str, str | bool | None] = {
@@ -43,27 +45,39 @@ def main(argv: Sequence[str]) -> int:
         if baselines or given["json"]:
             raise UserError("--compile-only takes neither --baseline nor --json")
         return _compile_only(name, workloads)
+    command = f"darts-jax benchmark {shlex.join(argv)}".rstrip()
     load = os.getloadavg()[0]
     if load > BUSY * available_cores():
         _say(
             f"warning: this machine is busy (load average {load:.1f}); time it when idle"
         )
-    hardware = measure.survey(baselines)
-    measured = {
-        workload: measure.measure(
-            name, workload, hardware["backend"], baselines, steps, _say
-        )
-        for workload in workloads
-    }
-    command = f"darts-jax benchmark {shlex.join(argv)}".rstrip()
-    made = record.make_record(
-        name, measured, hardware, [b.name for b in baselines], command
-    )
-    made["load_average_before"] = load
+    with _ending_on_sigterm():
+        hardware = measure.survey(baselines) | {"load_average_before": load}
+        if not given["json"]:
+            output = _unused(output / record.file_name(name, hardware))
+        names = [baseline.name for baseline in baselines]
+        measured = {}
+        for workload in workloads:
+            measured[workload] = measure.measure(
+                name, workload, hardware["backend"], baselines, steps, _say
+            )
+            made = record.make_record(name, measured, hardware, names, command)
+            write_json(output, made)  # a long run that is stopped keeps what it has
     print("\n".join(record.table(made)))
-    path = output if given["json"] else _unused(output / record.file_name(made))
-    _write(path, made)
+    print(f"record: {output}")
     return 0
+
+
+@contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Lets a SIGTERM end the workers and remove their caches on the way out."""
+    before = signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + int(signal.SIGTERM))
+    )
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _say(line: str) -> None:
@@ -131,10 +145,3 @@ def _unused(path: Path) -> Path:
         number += 1
         free = path.with_name(f"{path.stem}_{number}{path.suffix}")
     return free
-
-
-def _write(path: Path, made: dict[str, Any]) -> None:
-    from darts_jax.training.records import write_json
-
-    write_json(path, made)
-    print(f"record: {path}")

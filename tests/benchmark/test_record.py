@@ -75,7 +75,7 @@ def test_a_record_is_json_with_its_headlines() -> None:
     assert record["versions"] == {"torch": "2"}
     assert record["size"]["name"] == "tiny"
     assert record["size"]["retrain"]["genotype"] == "DARTS_V2"
-    assert file_name(record) == "tiny_nvidia-h100-80gb-hbm3.json"
+    assert file_name("tiny", HARDWARE) == "tiny_nvidia-h100-80gb-hbm3.json"
 
 
 def test_a_failed_variant_stands_in_record_and_table() -> None:

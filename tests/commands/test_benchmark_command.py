@@ -2,6 +2,10 @@
 
 import importlib.util
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +13,7 @@ from typing import Any
 import pytest
 
 from darts_jax.__main__ import main
+from darts_jax.benchmark.pipe import WorkerError
 from darts_jax.commands import benchmark
 
 TINY = ["benchmark", "--size=tiny", "--steps=3"]
@@ -112,6 +117,48 @@ def test_compile_only_says_the_seconds(
     assert " s, compile " in out
     assert f"compiled programs: {tmp_path}" in out
     assert any(tmp_path.iterdir())
+
+
+def test_a_run_that_fails_keeps_what_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_up = {"kernels_s": 0.0, "trace_s": 1.0, "compile_s": 1.0}
+    figures = start_up | {"cold": start_up, "median_s": 1.0}
+
+    def fail_later(size: str, workload: str, *_: Any) -> dict[str, Any]:
+        if workload == "retrain_step":
+            raise WorkerError("ended with signal 9")
+        return {"jax": figures}
+
+    monkeypatch.setattr(benchmark.measure, "survey", lambda _: {"backend": "cpu"})
+    monkeypatch.setattr(benchmark.measure, "measure", fail_later)
+    path = tmp_path / "out.json"
+    words = ["--workloads=weights_step,retrain_step", f"--json={path}"]
+    with pytest.raises(WorkerError):
+        main([*TINY, *words])
+    assert list(json.loads(path.read_text())["workloads"]) == ["weights_step"]
+
+
+def test_a_signal_ends_the_workers(
+    quick: None, tmp_path: Path, repository: Path
+) -> None:
+    words = [*TINY, "--workloads=weights_step", f"--json={tmp_path / 'out.json'}"]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "darts_jax", *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=repository,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    )
+    assert run.stderr is not None
+    for line in run.stderr:  # until the first worker has compiled
+        if "with empty caches" in line:
+            break
+    assert list(tmp_path.iterdir())
+    run.send_signal(signal.SIGTERM)
+    run.stderr.close()
+    assert run.wait() == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_earlier_record_is_kept(tmp_path: Path) -> None:
