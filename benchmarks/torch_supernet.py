@@ -5,8 +5,10 @@
 starts this file as a worker (`--compile` for torch.compile) and asks for steps over a pipe,
 see darts_jax/benchmark/pipe.py. Same shapes, same updates in the same order, same rules of
 batch norm as ours, threads as many as cores. Networks and steps stand in the files beside.
+Of darts_jax only what does without jax is imported: its memory would count as PyTorch's.
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -31,7 +33,6 @@ from darts_jax.benchmark.sizes import (  # noqa: E402
 )
 from darts_jax.genotype import Genotype  # noqa: E402
 from darts_jax.spaces import SPACES  # noqa: E402
-from darts_jax.training.manifest import available_cores  # noqa: E402
 
 DEVICES = {"cpu": "cpu", "gpu": "cuda"}  # of JAX's backends
 
@@ -103,6 +104,13 @@ def random_images(size: Size, number: int, device: str) -> Images:
     return images, torch.randint(NUM_CLASSES, (number,), device=device)
 
 
+def cores() -> int:
+    """Returns how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class Session:
     """One workload; its methods answer requests as those of our own worker do."""
 
@@ -125,7 +133,7 @@ class Session:
         """Builds the workload on the kind of device that ours runs on."""
         self.device = DEVICES[backend]
         start = time.perf_counter()
-        torch.set_num_threads(available_cores())
+        torch.set_num_threads(cores())
         self.task = make_task(size_named(size), workload, self.device, self.compiled)
         return {
             "init_s": time.perf_counter() - start,

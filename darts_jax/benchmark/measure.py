@@ -32,6 +32,25 @@ class Baseline(NamedTuple):
     optional: bool = False
 
 
+class Run(NamedTuple):
+    """What all workloads of a run share.
+
+    size: a name in SIZES.
+    implementation: of our supernet, "plain" or "fused".
+    backend: what ours runs on, as `survey` found it.
+    baselines: what to compare with.
+    steps: timed steps of each, after one that is not counted.
+    say: told of every stage.
+    """
+
+    size: str
+    implementation: str
+    backend: str
+    baselines: Sequence[Baseline]
+    steps: int
+    say: Say
+
+
 def environment(cache: str | None = None) -> dict[str, str]:
     """Returns a worker's environment.
 
@@ -67,12 +86,13 @@ def survey(baselines: Sequence[Baseline]) -> dict[str, Any]:
     return hardware
 
 
-def compile_only(size: str, workload: str, say: Say) -> dict[str, Any]:
-    """Compiles a workload into the user's compilation cache; returns seconds and figures."""
+def compile_only(size: str, workload: str, implementation: str) -> str:
+    """Compiles a workload into the user's compilation cache; returns a line of seconds."""
     with started(OUR_COMMAND, environment()) as worker:
-        prepared = worker.ask("prepare", size=size, workload=workload)
-    say(f"{workload}: {_start_up(prepared)}")
-    return prepared
+        prepared = worker.ask(
+            "prepare", size=size, workload=workload, implementation=implementation
+        )
+    return f"{workload}: {_start_up(prepared)}"
 
 
 def _start_up(prepared: Mapping[str, Any]) -> str:
@@ -80,48 +100,32 @@ def _start_up(prepared: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in seconds.items())
 
 
-def measure(
-    size: str,
-    workload: str,
-    backend: str,
-    baselines: Sequence[Baseline],
-    steps: int,
-    say: Say,
-) -> dict[str, dict[str, Any]]:
+def measure(run: Run, workload: str) -> dict[str, dict[str, Any]]:
     """Returns what was measured of one workload, {implementation: its figures}.
 
     First ours starts with empty caches (`cold`); then it starts again with those caches,
     beside the baselines, and their steps alternate while all of them are warm.
-
-    Args:
-        size: a name in SIZES.
-        workload: a name in WORKLOADS.
-        backend: what ours runs on, as `survey` found it.
-        baselines: what to compare with.
-        steps: timed steps of each, after one that is not counted.
-        say: told of every stage.
 
     Raises:
         WorkerError: a process ended too soon.
     """
     with tempfile.TemporaryDirectory(prefix="darts_jax_benchmark_") as cache:
         with started(OUR_COMMAND, environment(cache)) as worker:
-            cold = worker.ask("prepare", size=size, workload=workload)
-            say(f"{workload}: {_start_up(cold)}, with empty caches")
+            cold = worker.ask("prepare", **_request(run, workload, OURS))
+            run.say(f"{workload}: {_start_up(cold)}, with empty caches")
             cold |= worker.ask("reset_peak")
             cold["first_step_s"] = worker.ask("step")["seconds"]
             cold |= worker.ask("peak")
-            copied = worker.ask("bandwidth", copy_bytes=size_named(size).copy_bytes)
-        entry = _alternate(
-            size, workload, backend, baselines, steps, say, environment(cache)
-        )
+            copy_bytes = size_named(run.size).copy_bytes
+            copied = worker.ask("bandwidth", copy_bytes=copy_bytes)
+        entry = _alternate(run, workload, environment(cache))
     ours = entry[OURS]
     ours["cold"], ours["bandwidth_bytes_per_second"] = cold, copied["bytes_per_second"]
-    ours |= _share_of_floor(size, workload, ours)
+    ours |= _share_of_floor(run.size, workload, ours)
     medians = [
         f"{k} {v['median_s']:.4f} s" for k, v in entry.items() if "median_s" in v
     ]
-    say(f"{workload}: median step: {', '.join(medians)}")
+    run.say(f"{workload}: median step: {', '.join(medians)}")
     return entry
 
 
@@ -137,27 +141,28 @@ def _share_of_floor(
     }
 
 
+def _request(run: Run, workload: str, name: str) -> dict[str, str]:
+    """Returns what an implementation needs to prepare a workload, or what stands for it."""
+    if name == OURS:
+        extra = {"implementation": run.implementation}
+    else:
+        workload = WORKLOADS[workload].baseline or workload
+        extra = {"backend": run.backend}
+    return {"size": run.size, "workload": workload, **extra}
+
+
 def _alternate(
-    size: str,
-    workload: str,
-    backend: str,
-    baselines: Sequence[Baseline],
-    steps: int,
-    say: Say,
-    variables: Mapping[str, str],
+    run: Run, workload: str, variables: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
     """Runs all implementations side by side, a step of each in turn."""
     entry: dict[str, dict[str, Any]] = {}
     workers: dict[str, Worker] = {}
     with ExitStack() as stack:
-        for side in (Baseline(OURS, OUR_COMMAND), *baselines):
+        for side in (Baseline(OURS, OUR_COMMAND), *run.baselines):
             workers[side.name] = worker = stack.enter_context(
                 started(side.command, variables)
             )
-            request = {"size": size, "workload": workload}
-            if side.name != OURS:
-                request["workload"] = WORKLOADS[workload].baseline or workload
-                request["backend"] = backend
+            request = _request(run, workload, side.name)
             try:
                 entry[side.name] = _warmed_up(worker, request)
             except WorkerError as error:
@@ -166,15 +171,15 @@ def _alternate(
                 entry[side.name] = {"failed": str(error).splitlines()[-1]}
                 del workers[side.name]
             state = "failed" if "failed" in entry[side.name] else "is ready"
-            say(f"{workload}: {side.name} {state}")
+            run.say(f"{workload}: {side.name} {state}")
         replies: dict[str, list[dict]] = {name: [] for name in workers}
-        for i in range(steps):
+        for i in range(run.steps):
             # Each goes first as often as last.
             for name in list(workers)[:: -1 if i % 2 else 1]:
                 replies[name].append(workers[name].ask("step"))
         for name, worker in workers.items():
             entry[name] |= worker.ask("peak") | _summary(
-                replies[name], images_per_step(size_named(size), workload)
+                replies[name], images_per_step(size_named(run.size), workload)
             )
     return entry
 

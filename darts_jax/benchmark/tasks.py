@@ -37,11 +37,14 @@ class Task(NamedTuple):
     batches: tuple[Batch, ...]
 
 
-def make_task(size: Size, name: str) -> Task:
-    """Returns the task of the workload `name` of WORKLOADS, with random images."""
+def make_task(size: Size, name: str, implementation: str = "fused") -> Task:
+    """Returns the task of the workload `name` of WORKLOADS, with random images.
+
+    implementation: of the supernet, as for `make_supernet`.
+    """
     if WORKLOADS[name].network == "network":
         return _retraining(size)
-    return _search(size, name)
+    return _search(size, name, implementation)
 
 
 def _batch(size: Size, number: int, seed: int) -> Batch:
@@ -51,7 +54,7 @@ def _batch(size: Size, number: int, seed: int) -> Batch:
     return Batch(jnp.asarray(images), jnp.asarray(labels))
 
 
-def _search(size: Size, name: str) -> Task:
+def _search(size: Size, name: str, implementation: str) -> Task:
     workload, strategy = WORKLOADS[name], ONE_SHOT["darts"]
     space = SPACES[size.space]()
     model = make_supernet(
@@ -63,6 +66,7 @@ def _search(size: Size, name: str) -> Task:
         stem_multiplier=size.stem_multiplier,
         stem_affine=size.stem_affine,
         evaluation=size.evaluation,
+        implementation=implementation,
     )
     options: dict[str, Any] = {
         "nesterov": size.nesterov,

@@ -32,7 +32,7 @@ class Session:
             del found[field]
         return found | {"device_kind": jax.devices()[0].device_kind}
 
-    def prepare(self, size: str, workload: str) -> dict[str, Any]:
+    def prepare(self, size: str, workload: str, implementation: str) -> dict[str, Any]:
         """Builds, traces and compiles; the seconds of each and XLA's figures.
 
         kernels_s: of building or loading our own kernels; init_s: of the initial state.
@@ -46,7 +46,7 @@ class Session:
         if jax.default_backend() == "cpu":
             kernels()  # built at the first use, else loaded
         start = time.perf_counter()
-        task = make_task(size_named(size), workload)
+        task = make_task(size_named(size), workload, implementation)
         self.state = jax.block_until_ready(jax.jit(task.init)(jax.random.key(0)))
         self.batches = task.batches
         self.step_function = jax.jit(task.step, donate_argnums=0)

@@ -41,8 +41,8 @@ COMMANDS: dict[str, Command] = {
     ),
     "benchmark": Command(
         "darts_jax.commands.benchmark",
-        "[--size=NAME] [--workloads=A,B] [--steps=N] [--baseline=torch "
-        "[--torch-compile]] [--json=FILE] [--compile-only]",
+        "[--size=NAME] [--workloads=A,B] [--steps=N] [--implementation=plain|fused] "
+        "[--baseline=torch [--torch-compile]] [--json=FILE] [--compile-only]",
         "measure steps of search and retraining: time, memory, compilation, ratios",
     ),
     "zoo": Command(

@@ -13,6 +13,7 @@ import darts_jax
 from darts_jax.benchmark import measure, record
 from darts_jax.benchmark.sizes import size_named, workloads_of
 from darts_jax.commands import compilation_cache, flags
+from darts_jax.commands.checks import CHOICES
 from darts_jax.errors import UserError, unknown
 from darts_jax.training.manifest import available_cores
 from darts_jax.training.records import write_json
@@ -20,6 +21,7 @@ from darts_jax.training.records import write_json
 ROOT = Path(darts_jax.__file__).resolve().parents[1]
 FLAGS: dict[str, str | bool | None] = {
     "size": "quickstart",
+    "implementation": "fused",
     "baseline": "",
     "json": "",
     "steps": "",
@@ -38,13 +40,19 @@ def main(argv: Sequence[str]) -> int:
     size = size_named(name)
     chosen = [word for word in str(given["workloads"]).split(",") if word]
     workloads = workloads_of(size, chosen or None)
+    implementation = str(given["implementation"])
+    if implementation not in CHOICES["model.implementation"]:
+        raise unknown("implementation", implementation, CHOICES["model.implementation"])
     steps = _steps(str(given["steps"]), size.steps)
     baselines = _baselines(str(given["baseline"]), bool(given["torch-compile"]))
     output = _output(str(given["json"]))
     if given["compile-only"]:
         if baselines or given["json"]:
             raise UserError("--compile-only takes neither --baseline nor --json")
-        return _compile_only(name, workloads)
+        for workload in workloads:
+            print(measure.compile_only(name, workload, implementation), flush=True)
+        print(f"compiled programs: {compilation_cache.directory()}")
+        return 0
     command = f"darts-jax benchmark {shlex.join(argv)}".rstrip()
     load = os.getloadavg()[0]
     if load > BUSY * available_cores():
@@ -52,15 +60,16 @@ def main(argv: Sequence[str]) -> int:
             f"warning: this machine is busy (load average {load:.1f}); time it when idle"
         )
     with _ending_on_sigterm():
-        hardware = measure.survey(baselines) | {"load_average_before": load}
+        hardware = measure.survey(baselines)
+        hardware |= {"load_average_before": load, "implementation": implementation}
+        backend = hardware["backend"]
+        run = measure.Run(name, implementation, backend, baselines, steps, _say)
         if not given["json"]:
             output = _unused(output / record.file_name(name, hardware))
         names = [baseline.name for baseline in baselines]
         measured = {}
         for workload in workloads:
-            measured[workload] = measure.measure(
-                name, workload, hardware["backend"], baselines, steps, _say
-            )
+            measured[workload] = measure.measure(run, workload)
             made = record.make_record(name, measured, hardware, names, command)
             write_json(output, made)  # a long run that is stopped keeps what it has
     print("\n".join(record.table(made)))
@@ -82,13 +91,6 @@ def _ending_on_sigterm() -> Iterator[None]:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _compile_only(size: str, workloads: Sequence[str]) -> int:
-    for workload in workloads:
-        measure.compile_only(size, workload, print)
-    print(f"compiled programs: {compilation_cache.directory()}")
-    return 0
 
 
 def _steps(given: str, default: int) -> int:

@@ -1,6 +1,8 @@
 """The PyTorch baseline computes what ours does: same networks, same steps, in float64."""
 
 import importlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -121,6 +123,12 @@ def test_the_forward_pass_of_the_supernet(
     if mode == "train":
         wanted = read_named(golden, "buffers_index_json", "bn_after_train_forward")
         assert relative_error(_statistics(search.model), wanted) < TOLERANCE
+
+
+def test_the_baseline_does_without_jax() -> None:
+    code = "import sys, torch_supernet; sys.exit('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "benchmarks")
+    assert done.returncode == 0
 
 
 def test_a_compiled_model_takes_its_place(search: Any) -> None:

@@ -64,6 +64,7 @@ def test_a_search_step_is_measured(
     quick: None, checkout: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--workloads=search_step_unrolled", "--baseline=torch", "--torch-compile"]
+    words.append("--implementation=plain")
     assert main([*TINY, *words]) == 0
     path = checkout / "benchmarks" / "tiny_cpu.json"
     record = json.loads(path.read_text())
@@ -87,6 +88,7 @@ def test_a_search_step_is_measured(
     assert ratio == pytest.approx(1000 / ours["median_s"])
     assert record["ratios"]["search_step_first_order"] is None
     assert record["versions"]["torch"] == "pretended"
+    assert record["implementation"] == "plain"
     assert record["cpu"] and record["cores"] >= 1
 
 
@@ -125,7 +127,7 @@ def test_a_run_that_fails_keeps_what_was_measured(
     start_up = {"kernels_s": 0.0, "trace_s": 1.0, "compile_s": 1.0}
     figures = start_up | {"cold": start_up, "median_s": 1.0}
 
-    def fail_later(size: str, workload: str, *_: Any) -> dict[str, Any]:
+    def fail_later(_: Any, workload: str) -> dict[str, Any]:
         if workload == "retrain_step":
             raise WorkerError("ended with signal 9")
         return {"jax": figures}
@@ -180,6 +182,7 @@ def test_an_earlier_record_is_kept(tmp_path: Path) -> None:
         (["--steps=0"], "--steps=0: expected a whole number, at least 1"),
         (["--steps=many"], "--steps=many: expected a whole number"),
         (["--baseline=torhc"], "unknown baseline 'torhc'; did you mean 'torch'?"),
+        (["--implementation=fusd"], "did you mean 'fused'?"),
         (["--torch-compile"], "--torch-compile needs --baseline=torch"),
         (["--json=no/such/folder/x.json"], "no folder 'no/such/folder'"),
         (["--json=."], "--json=. is a folder"),
