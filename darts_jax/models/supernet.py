@@ -87,12 +87,13 @@ class MixedEdges(nn.Module):
         exact = dtype in (jnp.float32, jnp.float64)
         if not (self.fused and possible and exact) or self.is_initializing():
             return []
-        everywhere = np.all(self.allowed, axis=0)
-        known = [*BRANCHES, *SHARED] if self.stride == 1 else [*BRANCHES, *SHARED][:-1]
+        known = {*BRANCHES, *SHARED}
+        if self.stride != 1:
+            known.remove("skip_connect")  # there it has kernels of its own
         return [
             o
-            for o, primitive in enumerate(self.primitives)
-            if primitive in known and everywhere[o]
+            for o, everywhere in enumerate(np.all(self.allowed, axis=0))
+            if everywhere and self.primitives[o] in known
         ]
 
     def _mixed_branches(
