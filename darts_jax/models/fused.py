@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from darts_jax.kernels.stage import (
     StageKernels,
@@ -27,7 +26,12 @@ from darts_jax.kernels.stage import (
     stage_forward,
 )
 from darts_jax.models.depthwise import depthwise_conv
-from darts_jax.models.normalise import EPSILON, scale_and_shift, through_norm, wide
+from darts_jax.models.normalise import (
+    plain_batch_norm,
+    scale_and_shift,
+    through_norm,
+    wide,
+)
 
 
 class Stage(NamedTuple):
@@ -267,10 +271,9 @@ def plain_mixed_branches(
     """`mixed_branches` by differentiable operations: what higher derivatives are of."""
 
     def normalise(z: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        mean = z.mean((2, 3, 4), keepdims=True)
-        variance = jnp.square(z - mean).mean((2, 3, 4), keepdims=True)
-        normalised = (z - mean) * lax.rsqrt(variance + EPSILON)
-        return normalised, (mean[..., 0, 0, 0], variance[..., 0, 0, 0])
+        one, zero = jnp.ones(z.shape[:2], z.dtype), jnp.zeros(z.shape[:2], z.dtype)
+        value, mean, variance = plain_batch_norm(z, one, zero)
+        return value, (mean, variance)
 
     values: list[jax.Array] = []
     moments: list[Moments] = []
