@@ -39,6 +39,7 @@ def get_config(arg: str = "") -> ConfigDict:
     check_argument(arg)
     config = ConfigDict()
     config.seed = 0  # seeds initialisation, order of the data and augmentation
+    config.num_seeds = 1  # runs with seed, seed + 1, ...: folders seed0, seed1, ...
     config.preset = (
         "code"  # "code" or "paper": where the authors' program and text differ
     )
@@ -47,6 +48,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.hypergradient = "first_order"  # or "unrolled" (exact), "finite_difference"
     config.batch_size = 64  # images a step, for the weights and for the alphas each
     config.num_epochs = 50  # passes over the part of the data that trains the weights
+    config.precision = "float32"  # or "bfloat16": the type of activations
+    config.accumulate = 1  # parts of a batch, computed one after another: less memory
     config.dataset = _dataset()
     config.model = _model()
     config.weights = _weights()
@@ -54,6 +57,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.batch_norm = _batch_norm()
     config.finite_difference = ConfigDict({"radius": 0.01})  # epsilon = radius / ||v||
     config.augmentation = _augmentation()
+    config.parallel = _parallel()
     _add_retrain(config)
     _add_bookkeeping(config)
     return config
@@ -100,6 +104,7 @@ def _model() -> ConfigDict:
     model.stem = (
         "cifar"  # "cifar": one convolution; "imagenet": three, each of stride 2
     )
+    model.remat = False  # compute cells again in the backward pass: less memory
     return model
 
 
@@ -137,7 +142,17 @@ def _batch_norm() -> ConfigDict:
     batch_norm.stem_affine = config_dict.placeholder(
         bool
     )  # search: code True, paper False
+    batch_norm.groups = 1  # parts of a batch with moments of their own; 1: all as one
     return batch_norm
+
+
+def _parallel() -> ConfigDict:
+    parallel = ConfigDict()
+    parallel.devices = 0  # devices to use; 0: all
+    parallel.seeds = "auto"  # or "together" (one program), "in_turn" (auto on CPUs)
+    parallel.seed_devices = 0  # of the devices, along the seed axis; 0: choose
+    parallel.steps_per_call = 0  # steps a call; 0: log_every_steps, on CPUs 1
+    return parallel
 
 
 def _augmentation() -> ConfigDict:
