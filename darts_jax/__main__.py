@@ -18,7 +18,18 @@ from darts_jax.errors import UserError, unknown
 HELP_FLAGS = ("--help", "-h", "-help", "help")
 RUN_HELP = """
 configs/base.py lists every field with a comment; --config.SECTION.FIELD=VALUE overrides
-one. FILE:tiny is a run of seconds. The same command again resumes a stopped run."""
+one. FILE:tiny is a run of seconds. The same command again resumes a stopped run.
+--dry-run compiles and says what the run takes: steps, parameters, memory.
+--distributed joins the processes that Slurm, Open MPI, Kubernetes or a TPU pod has started;
+--coordinator=HOST:PORT --processes=N --process=I does so by hand."""
+
+
+OUT_OF_MEMORY = (
+    "out of memory; what was saved is intact. These fields need less: config.accumulate=2 "
+    "or more (a batch in parts), config.model.remat=True (cells computed again in the "
+    "backward pass), config.precision=bfloat16, config.batch_size, config.model.channels; "
+    "for data, config.dataset.streaming=always. --dry-run says how much a run takes"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except Exception as error:
+        if is_out_of_memory(error):
+            return _fail(OUT_OF_MEMORY)
         if not is_disk_full(error):
             raise
         return _fail(
@@ -95,6 +108,19 @@ def command_help(name: str) -> str:
     if RUN_USAGE in command.usage:
         lines.append(RUN_HELP)
     return "\n".join(lines)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error, or one that caused it, is a device's or the host's full memory."""
+    seen: BaseException | None = error
+    while seen is not None:
+        text = str(seen)
+        if isinstance(seen, MemoryError) or (
+            "RESOURCE_EXHAUSTED" in text and "memory" in text.lower()
+        ):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 def is_disk_full(error: BaseException) -> bool:

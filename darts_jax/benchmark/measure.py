@@ -41,6 +41,7 @@ class Run(NamedTuple):
     baselines: what to compare with.
     steps: timed steps of each, after one that is not counted.
     say: told of every stage.
+    devices: how ours uses them, a name in `programs.PROGRAMS`.
     """
 
     size: str
@@ -49,6 +50,12 @@ class Run(NamedTuple):
     baselines: Sequence[Baseline]
     steps: int
     say: Say
+    devices: str = "one"
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """Starts our side."""
+        return (*OUR_COMMAND, self.devices)
 
 
 def environment(cache: str | None = None) -> dict[str, str]:
@@ -110,7 +117,7 @@ def measure(run: Run, workload: str) -> dict[str, dict[str, Any]]:
         WorkerError: a process ended too soon.
     """
     with tempfile.TemporaryDirectory(prefix="darts_jax_benchmark_") as cache:
-        with started(OUR_COMMAND, environment(cache)) as worker:
+        with started(run.command, environment(cache)) as worker:
             cold = worker.ask("prepare", **_request(run, workload, OURS))
             run.say(f"{workload}: {_start_up(cold)}, with empty caches")
             cold |= worker.ask("reset_peak")
@@ -148,6 +155,8 @@ def _request(run: Run, workload: str, name: str) -> dict[str, str]:
     else:
         workload = WORKLOADS[workload].baseline or workload
         extra = {"backend": run.backend}
+        if name == "pmap":
+            extra["implementation"] = run.implementation
     return {"size": run.size, "workload": workload, **extra}
 
 
@@ -158,7 +167,7 @@ def _alternate(
     entry: dict[str, dict[str, Any]] = {}
     workers: dict[str, Worker] = {}
     with ExitStack() as stack:
-        for side in (Baseline(OURS, OUR_COMMAND), *run.baselines):
+        for side in (Baseline(OURS, run.command), *run.baselines):
             workers[side.name] = worker = stack.enter_context(
                 started(side.command, variables)
             )

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from darts_jax import zoo
 from darts_jax.benchmark.sizes import NUM_CLASSES, WORKLOADS, Size
@@ -37,14 +38,21 @@ class Task(NamedTuple):
     batches: tuple[Batch, ...]
 
 
-def make_task(size: Size, name: str, implementation: str = "fused") -> Task:
+def make_task(
+    size: Size,
+    name: str,
+    implementation: str = "fused",
+    before: optax.GradientTransformation | None = None,
+) -> Task:
     """Returns the task of the workload `name` of WORKLOADS, with random images.
 
     implementation: of the supernet, as for `make_supernet`.
+    before: what gradients go through before the optimizers; None: nothing.
     """
+    before = before or optax.identity()
     if WORKLOADS[name].network == "network":
-        return _retraining(size)
-    return _search(size, name, implementation)
+        return _retraining(size, before)
+    return _search(size, name, implementation, before)
 
 
 def _batch(size: Size, number: int, seed: int) -> Batch:
@@ -54,7 +62,9 @@ def _batch(size: Size, number: int, seed: int) -> Batch:
     return Batch(jnp.asarray(images), jnp.asarray(labels))
 
 
-def _search(size: Size, name: str, implementation: str) -> Task:
+def _search(
+    size: Size, name: str, implementation: str, before: optax.GradientTransformation
+) -> Task:
     workload, strategy = WORKLOADS[name], ONE_SHOT["darts"]
     space = SPACES[size.space]()
     model = make_supernet(
@@ -72,11 +82,12 @@ def _search(size: Size, name: str, implementation: str) -> Task:
         "nesterov": size.nesterov,
         "weight_decay": size.weight_decay,
     }
-    optimizers = Optimizers(
+    chosen = (
         weight_optimizer(LEARNING_RATE, **options),
         weight_optimizer(LEARNING_RATE, clip=0, **options),
         alpha_optimizer(ALPHAS_LEARNING_RATE),
     )
+    optimizers = Optimizers(*(optax.chain(before, optimizer) for optimizer in chosen))
 
     def init(key: jax.Array) -> Any:
         return initial_search_state(
@@ -98,7 +109,7 @@ def _search(size: Size, name: str, implementation: str) -> Task:
     return Task(init, lambda state, train: weights_step(levels, state, train), batches)
 
 
-def _retraining(size: Size) -> Task:
+def _retraining(size: Size, before: optax.GradientTransformation) -> Task:
     chosen = size.retrain
     assert chosen is not None
     model = make_network(
@@ -110,7 +121,7 @@ def _retraining(size: Size) -> Task:
         stem_multiplier=size.stem_multiplier,
         auxiliary=chosen.auxiliary,
     )
-    optimizer = weight_optimizer(LEARNING_RATE)
+    optimizer = optax.chain(before, weight_optimizer(LEARNING_RATE))
     step = make_retrain_step(
         model,
         optimizer,

@@ -1,9 +1,11 @@
-"""Our side of the benchmark, in a process of its own: `python -m darts_jax.benchmark.worker`.
+"""Our side of the benchmark, in a process of its own.
 
-It answers on a pipe: `prepare` compiles a workload, `step` runs it once and tells the
-seconds; the figures of memory are those of this process.
+`python -m darts_jax.benchmark.worker [one|jit|pmap]`, which says how it uses the devices,
+answers on a pipe: `prepare` compiles a workload, `step` runs it once and tells the seconds;
+the figures of memory are those of this process.
 """
 
+import sys
 import time
 from typing import Any
 
@@ -16,7 +18,8 @@ COPIES = 7
 class Session:
     """One workload, compiled, with its state; its methods answer requests."""
 
-    def __init__(self) -> None:
+    def __init__(self, devices: str) -> None:
+        self.devices = devices
         self.state: Any = None
         self.step_function: Any = None
         self.batches: tuple = ()
@@ -32,13 +35,24 @@ class Session:
             del found[field]
         return found | {"device_kind": jax.devices()[0].device_kind}
 
-    def prepare(self, size: str, workload: str, implementation: str) -> dict[str, Any]:
+    def accept(self, backend: str) -> dict[str, Any]:
+        """The versions that this side adds as a baseline, or why it refuses."""
+        import jax
+
+        if jax.local_device_count() == 1:
+            return {"refused": "there is one device; pmap needs several"}
+        return {"versions": {}}
+
+    def prepare(
+        self, size: str, workload: str, implementation: str, backend: str = ""
+    ) -> dict[str, Any]:
         """Builds, traces and compiles; the seconds of each and XLA's figures.
 
         kernels_s: of building or loading our own kernels; init_s: of the initial state.
         """
         import jax
 
+        from darts_jax.benchmark.programs import PROGRAMS, average_gradients
         from darts_jax.benchmark.tasks import make_task
         from darts_jax.kernels.compiled import kernels
 
@@ -46,10 +60,10 @@ class Session:
         if jax.default_backend() == "cpu":
             kernels()  # built at the first use, else loaded
         start = time.perf_counter()
-        task = make_task(size_named(size), workload, implementation)
-        self.state = jax.block_until_ready(jax.jit(task.init)(jax.random.key(0)))
-        self.batches = task.batches
-        self.step_function = jax.jit(task.step, donate_argnums=0)
+        before = average_gradients() if self.devices == "pmap" else None
+        task = make_task(size_named(size), workload, implementation, before)
+        program = PROGRAMS[self.devices](task)
+        self.step_function, self.state, self.batches = program
         initialised = time.perf_counter()
         lowered = self.step_function.lower(self.state, *self.batches)
         traced = time.perf_counter()
@@ -73,7 +87,7 @@ class Session:
         self.state, metrics = self.step_function(self.state, *self.batches)
         jax.block_until_ready((self.state, metrics))
         seconds = time.perf_counter() - start
-        return {"seconds": seconds, "train_loss": float(metrics["train_loss"])}
+        return {"seconds": seconds, "train_loss": float(metrics["train_loss"].mean())}
 
     def reset_peak(self) -> dict[str, Any]:
         """Starts the peak of resident memory anew."""
@@ -121,8 +135,8 @@ def _analysis(compiled: Any) -> dict[str, Any]:
 
 def main() -> None:
     """Serves until the parent closes the pipe."""
-    session = Session()
-    names = ("describe", "prepare", "step", "reset_peak", "peak", "bandwidth")
+    session = Session(sys.argv[1] if len(sys.argv) > 1 else "one")
+    names = ("describe", "accept", "prepare", "step", "reset_peak", "peak", "bandwidth")
     pipe.serve({name: getattr(session, name) for name in names})
 
 

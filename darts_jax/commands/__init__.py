@@ -7,7 +7,7 @@ file and one line here.
 
 from typing import NamedTuple
 
-RUN_USAGE = "--config=FILE[:ARG] --workdir=DIR [--config.FIELD=VALUE ...]"
+RUN_USAGE = "--config=FILE[:ARG] --workdir=DIR [--config.FIELD=VALUE ...] [--dry-run]"
 
 
 class Command(NamedTuple):
@@ -42,7 +42,7 @@ COMMANDS: dict[str, Command] = {
     "benchmark": Command(
         "darts_jax.commands.benchmark",
         "[--size=NAME] [--workloads=A,B] [--steps=N] [--implementation=plain|fused] "
-        "[--baseline=torch [--torch-compile]] [--json=FILE] [--compile-only]",
+        "[--baseline=torch [--torch-compile] | --baseline=pmap] [--json=FILE] [--compile-only]",
         "measure steps of search and retraining: time, memory, compilation, ratios",
     ),
     "zoo": Command(

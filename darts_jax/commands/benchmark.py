@@ -11,7 +11,7 @@ from pathlib import Path
 
 import darts_jax
 from darts_jax.benchmark import measure, record
-from darts_jax.benchmark.sizes import size_named, workloads_of
+from darts_jax.benchmark.sizes import Size, size_named, workloads_of
 from darts_jax.commands import compilation_cache, flags
 from darts_jax.commands.checks import CHOICES
 from darts_jax.errors import UserError, unknown
@@ -29,7 +29,7 @@ FLAGS: dict[str, str | bool | None] = {
     "compile-only": False,
     "torch-compile": False,
 }
-BASELINES = ("torch",)
+BASELINES = ("torch", "pmap")
 BUSY = 0.3  # load average a core: frameworks suffer from a busy one to unlike degrees
 
 
@@ -63,7 +63,13 @@ def main(argv: Sequence[str]) -> int:
         hardware = measure.survey(baselines)
         hardware |= {"load_average_before": load, "implementation": implementation}
         backend = hardware["backend"]
-        run = measure.Run(name, implementation, backend, baselines, steps, _say)
+        if given["baseline"] == "pmap":
+            _check_split(size, len(hardware["devices"]))
+        # Beside pmap, which uses all devices, ours does so too, by jit.
+        devices = "jit" if given["baseline"] == "pmap" else "one"
+        run = measure.Run(
+            name, implementation, backend, baselines, steps, _say, devices
+        )
         if not given["json"]:
             output = _unused(output / record.file_name(name, hardware))
         names = [baseline.name for baseline in baselines]
@@ -75,6 +81,16 @@ def main(argv: Sequence[str]) -> int:
     print("\n".join(record.table(made)))
     print(f"record: {output}")
     return 0
+
+
+def _check_split(size: Size, devices: int) -> None:
+    """Raises UserError where a batch of the size does not divide among the devices."""
+    batches = [size.batch, *([size.retrain.batch] if size.retrain else [])]
+    if any(batch % devices for batch in batches):
+        raise UserError(
+            f"--baseline pmap: batches of {' and '.join(map(str, batches))} do not divide "
+            f"among {devices} devices; choose another size"
+        )
 
 
 @contextmanager
@@ -109,6 +125,10 @@ def _baselines(name: str, compiled: bool) -> list[measure.Baseline]:
         return []
     if name not in BASELINES:
         raise unknown("baseline", name, BASELINES)
+    if name == "pmap":
+        if compiled:
+            raise UserError("--torch-compile needs --baseline=torch")
+        return [measure.Baseline("pmap", (*measure.OUR_COMMAND, "pmap"))]
     script = ROOT / "benchmarks" / "torch_supernet.py"
     if not script.is_file():
         raise UserError(

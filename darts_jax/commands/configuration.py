@@ -70,6 +70,7 @@ def load(
             f"{command} needs a config: --config=configs/{command}_digits.py"
         )
     path, _, arg = str(source).partition(":")
+    given = arguments.flags["workdir"]
     config = load_file(Path(path), arg)
     apply_overrides(config, arguments.overrides)
     resolve_preset(config)
@@ -81,8 +82,9 @@ def load(
             "retrain needs a genotype: --config.genotype=FILE.json, a name in the zoo "
             "(darts-jax zoo lists them) or random"
         )
-    workdir = check_workdir(arguments.flags["workdir"], command)
     values = {name: arguments.flags[name] for name in further}
+    # A dry run has no place of its own.
+    workdir = Path() if values.get("dry-run") else check_workdir(given, command)
     return FrozenConfigDict(config), workdir, values
 
 

@@ -2,11 +2,31 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import FrozenConfigDict
 
 from darts_jax.commands import flags as command_flags
 from darts_jax.errors import UserError
+
+# Fields that runs of earlier versions do not have, at the value that they had in effect.
+EARLIER = {
+    "precision": "float32",
+    "accumulate": 1,
+    "batch_norm.groups": 1,
+    "model.remat": False,
+    "parallel.devices": 0,
+    "parallel.seed_devices": 0,
+    "dataset.streaming": "never",
+    "dataset.resident_gib": 4.0,
+    "dataset.workers": 4,
+    "dataset.prefetch": 2,
+    "dataset.test_crop": 1.0,
+    "dataset.fraction": 1.0,
+    "dataset.subset_seed": 0,
+    "dataset.mean": (),
+    "dataset.std": (),
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -19,13 +39,28 @@ def main(argv: Sequence[str]) -> int:
     from darts_jax.training.run_directory import read_run
 
     path = Path(str(workdir))
-    command, config = read_run(path)
-    if command != "retrain":
-        raise UserError(f"{path} holds a {command} run; evaluate tests retrainings")
-    metrics = evaluate_run(path, FrozenConfigDict(config))
-    print(
-        f"step {metrics['step']} (epoch {metrics['epoch']}): "
-        f"test accuracy {metrics['test_accuracy']:.4f}, "
-        f"top 5 {metrics['test_top5_accuracy']:.4f}, loss {metrics['test_loss']:.4f}"
-    )
+    single = (path / "config.json").is_file()
+    seeds = [] if single else sorted(path.glob("seed*/config.json"))
+    for run in [config.parent for config in seeds] or [path]:
+        command, config = read_run(run)
+        if command != "retrain":
+            raise UserError(f"{run} holds a {command} run; evaluate tests retrainings")
+        metrics = evaluate_run(run, FrozenConfigDict(completed(config)))
+        name = f"{run.name}: " if seeds else ""
+        print(
+            f"{name}step {metrics['step']} (epoch {metrics['epoch']}): "
+            f"test accuracy {metrics['test_accuracy']:.4f}, "
+            f"top 5 {metrics['test_top5_accuracy']:.4f}, "
+            f"loss {metrics['test_loss']:.4f}",
+            flush=True,
+        )
     return 0
+
+
+def completed(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the config of a run with the fields that its version did not have."""
+    for field, value in EARLIER.items():
+        section, _, name = field.rpartition(".")
+        owner = config.setdefault(section, {}) if section else config
+        owner.setdefault(name, value)
+    return config

@@ -124,11 +124,18 @@ def depthwise_conv(
     return y.reshape(edges, channels, *y.shape[2:])
 
 
+def native() -> bool:
+    """Whether our kernels can be used: a CPU, they are built, and there is one device.
+
+    They are calls that the compiler cannot split among several.
+    """
+    one_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
+    return one_cpu and kernels() is not None
+
+
 def choice() -> str:
     """Returns the entry of DEPTHWISE that is fastest here: our kernels where there are any.
 
     On CPUs and, as measured on an H100, on GPUs banded products beat grouped convolutions.
     """
-    if jax.default_backend() == "cpu" and kernels() is not None:
-        return "native"
-    return "banded"
+    return "native" if native() else "banded"

@@ -12,12 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from darts_jax.errors import UserError
 from darts_jax.kernels.pool import native_avg_pool, native_max_pool
 from darts_jax.models import depthwise
-from darts_jax.models.normalise import EPSILON, batch_norm, wide
+from darts_jax.models.normalise import EPSILON, batch_norm, plain_batch_norm, wide
 
 ZEROS, ONES = nn.initializers.zeros, nn.initializers.ones
 IMAGE_AXES = (-3, -2, -1)  # batch, height, width
+
+
+def _as_computed(kernel: jax.Array, x: jax.Array) -> jax.Array:
+    """Returns the float32 parameter in the activation's type, if that is a shorter one."""
+    return kernel.astype(x.dtype) if x.dtype == jnp.bfloat16 else kernel
 
 
 class DepthwiseConv(nn.Module):
@@ -35,7 +41,7 @@ class DepthwiseConv(nn.Module):
             "depthwise", ZEROS, (self.edges, size, size, channels), jnp.float32
         )
         return depthwise.depthwise_conv(
-            x, kernel, stride=self.stride, dilation=self.dilation
+            x, _as_computed(kernel, x), stride=self.stride, dilation=self.dilation
         )
 
 
@@ -58,7 +64,7 @@ class PointwiseConv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (x.shape[0], x.shape[1], self.channels)
         kernel = self.param("pointwise", ZEROS, shape, jnp.float32)
-        return _pointwise(x, kernel)
+        return _pointwise(x, _as_computed(kernel, x))
 
 
 class Conv(nn.Module):
@@ -77,7 +83,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.edges, *self.kernel_size, x.shape[0], self.channels)
-        kernel = self.param("conv", ZEROS, shape, jnp.float32)
+        kernel = _as_computed(self.param("conv", ZEROS, shape, jnp.float32), x)
         if self.kernel_size == (1, 1) and self.padding == (0, 0):
             # A matrix product: XLA's own rewrite of 1x1 convolutions misses this layout.
             x = x[:, :, :: self.stride[0], :: self.stride[1]]
@@ -119,16 +125,23 @@ class BatchNorm(nn.Module):
     `running = 0.9 * running + 0.1 * batch`. Input `[..., C, B, H, W]`. With `edges`, an input
     `[C, B, H, W]` that n edges share has running statistics of its own for every edge, as
     the reference has; in training the normalised value is the same for all of them, so it
-    is computed once and returned as `[1, C, B, H, W]`.
+    is computed once and returned as `[1, C, B, H, W]`. With `groups`, each of so many parts
+    of the batch is normalised by its own moments, as on devices that do not synchronise
+    ("ghost" batch norm, Hoffer et al. 2017); the running statistics take their means.
+    Statistics are float32 whatever the activation's type.
     """
 
     affine: bool = True
     evaluation: str = "running"  # or "batch": batch statistics in evaluation too
     edges: int = 0
     momentum: float = 0.9  # the share of the old value that is kept
+    groups: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        given = x.dtype
+        if given == jnp.bfloat16:
+            x = x.astype(jnp.float32)
         if self.edges:
             x = x[None]
         features = x.shape[:-3]
@@ -141,18 +154,40 @@ class BatchNorm(nn.Module):
             bias = self.param("bias", ZEROS, features, jnp.float32).astype(x.dtype)
         if not train and self.evaluation == "running":
             factor = lax.rsqrt(var.value + EPSILON)
-            return (x - wide(mean.value)) * wide(factor * scale) + wide(bias)
+            y = (x - wide(mean.value)) * wide(factor * scale) + wide(bias)
+            return y.astype(given)
         grouped = x.reshape(-1, *x.shape[-4:])
-        y, batch_mean, batch_var = batch_norm(
-            grouped, scale.reshape(len(grouped), -1), bias.reshape(len(grouped), -1)
-        )
+        scale, bias = (v.reshape(len(grouped), -1) for v in (scale, bias))
+        groups = self.groups if train and not self.is_initializing() else 1
+        if groups == 1:
+            y, batch_mean, batch_var = batch_norm(grouped, scale, bias)
+        else:
+            y, batch_mean, batch_var = _group_norm(grouped, scale, bias, groups)
         if train and not self.is_initializing():
-            count = grouped[0, 0].size
+            count = grouped[0, 0].size // groups
             unbiased = count / max(count - 1, 1) * batch_var.reshape(features)
             kept = self.momentum
             mean.value = kept * mean.value + (1 - kept) * batch_mean.reshape(features)
             var.value = kept * var.value + (1 - kept) * unbiased
-        return y.reshape(x.shape)
+        return y.reshape(x.shape).astype(given)
+
+
+def _group_norm(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`batch_norm` of every part of the batch; the moments are means over the parts.
+
+    The parts are contiguous and an axis of their own: where the batch is split among as
+    many devices, nothing moves between them.
+    """
+    edges, channels, batch, *image = x.shape
+    if batch % groups:
+        raise UserError(
+            f"config.batch_norm.groups={groups} does not divide a batch of {batch}"
+        )
+    parts = x.reshape(edges, channels, groups, batch // groups, *image)
+    y, mean, variance = plain_batch_norm(parts, scale[..., None], bias[..., None])
+    return y.reshape(x.shape), mean.mean(-1), variance.mean(-1)
 
 
 class Linear(nn.Module):

@@ -39,6 +39,8 @@ def as_model(
     image_shape: tuple[int, int, int],
     sample: dict[str, Any],
     cell_arguments: Callable[..., dict[str, Any]] | None = None,
+    *,
+    precision: str = "float32",
 ) -> Model:
     """Returns `Model(init, apply)` for a skeleton.
 
@@ -48,6 +50,8 @@ def as_model(
         sample: cell arguments of the right shapes, for tracing the shapes of the weights.
         cell_arguments: turns what `apply` gets after the images into cell arguments; the
             default takes edge weights.
+        precision: "bfloat16" casts images and edge weights, and with them all activations;
+            what lasts stays float32. "float32" leaves types as they come.
     """
     pack = cell_arguments or (lambda edge_weights: {"edge_weights": edge_weights})
 
@@ -73,11 +77,19 @@ def as_model(
     ) -> tuple[Any, BatchStats]:
         variables = {"params": weights, "batch_stats": batch_stats}
         key = jax.random.key(0) if key is None else key
+        arguments = pack(*args, **kwargs)
+        if precision == "bfloat16":
+            images = images.astype(jnp.bfloat16)
+            if "edge_weights" in arguments:
+                short = jax.tree.map(
+                    lambda w: w.astype(jnp.bfloat16), arguments["edge_weights"]
+                )
+                arguments = {**arguments, "edge_weights": short}
         rngs = {"noise": key, "drop_path": key}
         logits, updated = module.apply(
             variables,
             images,
-            pack(*args, **kwargs),
+            arguments,
             train=train,
             rngs=rngs,
             mutable=["batch_stats"],

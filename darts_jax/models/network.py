@@ -114,6 +114,9 @@ def make_network(
     stem_multiplier: int = 3,
     stem: str = "cifar",
     auxiliary: bool = False,
+    precision: str = "float32",
+    remat: bool = False,
+    norm_groups: int = 1,
 ) -> Model:
     """Returns the network of `genotype` as a `Model`; all batch norm is affine.
 
@@ -127,12 +130,16 @@ def make_network(
         stem: "cifar" or "imagenet".
         auxiliary: with an auxiliary head: in training `apply` then returns
             `(logits, auxiliary_logits)`.
+        precision: "float32" or "bfloat16", of activations; weights, statistics, logits
+            and gradients are float32 either way.
+        remat: whether a gradient computes the cells again, of which only the outputs stay.
+        norm_groups: parts of a batch that batch norm takes the moments of apart.
 
     Raises:
         UserError: the skeleton of the genotype's space lacks one of its cells, the stem
             or the auxiliary head, or the images are too small for that head.
     """
-    norm = functools.partial(BatchNorm, affine=True)
+    norm = functools.partial(BatchNorm, affine=True, groups=norm_groups)
     _check_genotype(genotype, stem, auxiliary)
 
     def make_cell(
@@ -164,13 +171,16 @@ def make_network(
             stem_multiplier=stem_multiplier,
             stem=stem,
             auxiliary=auxiliary,
+            remat=remat,
         )
     else:
         module = NasBench201Skeleton(
-            make_cell, num_cells, channels, num_classes, norm, norm
+            make_cell, num_cells, channels, num_classes, norm, norm, remat
         )
 
     def cell_arguments(drop_path: Any = None) -> dict[str, Any]:
         return {"drop_path_probability": drop_path}
 
-    return as_model(module, image_shape, cell_arguments(), cell_arguments)
+    return as_model(
+        module, image_shape, cell_arguments(), cell_arguments, precision=precision
+    )

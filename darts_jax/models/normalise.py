@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from darts_jax.kernels.compiled import kernels
 from darts_jax.kernels.stage import channel_moments, channel_sums
+from darts_jax.models.depthwise import native
 
 EPSILON = 1e-5
 
@@ -74,14 +74,13 @@ def batch_norm(
         gradient may flow where the kernels are used: they are for running statistics.
     """
     exact = x.dtype in (jnp.float32, jnp.float64)
-    native = jax.default_backend() == "cpu" and exact and kernels() is not None
-    return (_batch_norm if native else plain_batch_norm)(x, scale, bias)
+    return (_batch_norm if exact and native() else plain_batch_norm)(x, scale, bias)
 
 
 def plain_batch_norm(
     x: jax.Array, scale: jax.Array, bias: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`batch_norm` by differentiable operations."""
+    """`batch_norm` by differentiable operations; further axes may stand before B."""
     mean = x.mean((-3, -2, -1), keepdims=True)
     centred = x - mean
     variance = jnp.square(centred).mean((-3, -2, -1), keepdims=True)

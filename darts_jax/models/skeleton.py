@@ -40,8 +40,28 @@ class AuxiliaryHead(nn.Module):
 
 
 def _pooled(x: jax.Array) -> jax.Array:
-    """Global average pool, `[C, B, H, W]` to `[B, C]`."""
-    return x.mean((-2, -1)).T
+    """Global average pool, `[C, B, H, W]` to `[B, C]`, in float32 at least."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((-2, -1)).T
+
+
+def _run(
+    cell: nn.Module,
+    states: tuple[jax.Array, ...],
+    arguments: dict[str, Any],
+    *,
+    train: bool,
+    remat: bool,
+) -> jax.Array:
+    """Returns a cell's output; with `remat` a gradient computes its inside again."""
+
+    def through(
+        cell: Any, states: tuple[jax.Array, ...], arguments: dict[str, Any]
+    ) -> jax.Array:
+        return cell(*states, train=train, **arguments)
+
+    if remat and train and not cell.is_initializing():
+        through = nn.remat(through)
+    return through(cell, states, arguments)
 
 
 def reduction_cells(num_cells: int) -> set[int]:
@@ -61,6 +81,7 @@ class DartsSkeleton(nn.Module):
     stem_multiplier: int = 3
     stem: str = "cifar"
     auxiliary: bool = False
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -77,7 +98,8 @@ class DartsSkeleton(nn.Module):
             cell = self.make_cell(
                 kind, channels, reduction, reduction_previous, name=f"cell{i}"
             )
-            s0, s1 = s1, cell(s0, s1, train=train, **cell_arguments)
+            out = _run(cell, (s0, s1), cell_arguments, train=train, remat=self.remat)
+            s0, s1 = s1, out
             reduction_previous = reduction
             if self.auxiliary and i == 2 * self.num_cells // 3:
                 head = AuxiliaryHead(
@@ -136,6 +158,7 @@ class NasBench201Skeleton(nn.Module):
     num_classes: int
     norm: Norm
     stem_norm: Norm
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -153,6 +176,6 @@ class NasBench201Skeleton(nn.Module):
             for i in range(self.num_cells):
                 name = f"cell{stage * self.num_cells + i}"
                 cell = self.make_cell("cell", channels, False, False, name=name)
-                x = cell(x, train=train, **cell_arguments)
+                x = _run(cell, (x,), cell_arguments, train=train, remat=self.remat)
         x = nn.relu(self.stem_norm(name="last_norm")(x, train=train))
-        return Linear(self.num_classes, name="classifier")(jnp.mean(x, (-2, -1)).T)
+        return Linear(self.num_classes, name="classifier")(_pooled(x))

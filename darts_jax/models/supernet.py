@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from darts_jax.kernels.compiled import kernels
 from darts_jax.kernels.stage import StageKernels
+from darts_jax.models.depthwise import native
 from darts_jax.models.fused import (
     BRANCHES,
     Branches,
@@ -83,9 +83,8 @@ class MixedEdges(nn.Module):
 
     def _branches(self, dtype: Any) -> list[int]:
         """Returns the primitives that one function computes: those that every edge has."""
-        possible = kernels() is not None and jax.default_backend() == "cpu"
         exact = dtype in (jnp.float32, jnp.float64)
-        if not (self.fused and possible and exact) or self.is_initializing():
+        if not (self.fused and exact and native()) or self.is_initializing():
             return []
         known = {*BRANCHES, *SHARED}
         if self.stride != 1:
@@ -214,6 +213,9 @@ def make_supernet(
     stem_affine: bool = True,
     evaluation: str = "running",
     implementation: str = "fused",
+    precision: str = "float32",
+    remat: bool = False,
+    norm_groups: int = 1,
 ) -> Model:
     """Returns the supernet of `space` as a `Model`.
 
@@ -229,9 +231,16 @@ def make_supernet(
         evaluation: "running" or "batch": the statistics used when not training.
         implementation: "plain", every primitive a module of its own with JAX's gradients, or
             "fused", the same function and parameters by fewer and faster operations where
-            there are any (in training, on CPUs with our kernels).
+            there are any (in training, on one CPU device with our kernels, in float32 and
+            without norm_groups).
+        precision: "float32" or "bfloat16", of activations; weights, statistics, logits
+            and gradients are float32 either way.
+        remat: whether a gradient computes the cells again, of which only the outputs stay.
+        norm_groups: parts of a batch that batch norm takes the moments of apart.
     """
-    norm = functools.partial(BatchNorm, affine=False, evaluation=evaluation)
+    norm = functools.partial(
+        BatchNorm, affine=False, evaluation=evaluation, groups=norm_groups
+    )
     stem_norm = functools.partial(norm, affine=stem_affine)
 
     def make_cell(
@@ -248,7 +257,7 @@ def make_supernet(
             reduction,
             reduction_previous,
             norm,
-            implementation == "fused",
+            implementation == "fused" and norm_groups == 1,
             name=name,
         )
 
@@ -261,11 +270,12 @@ def make_supernet(
             norm,
             stem_norm,
             stem_multiplier=stem_multiplier,
+            remat=remat,
         )
     else:
         module = NasBench201Skeleton(
-            make_cell, num_cells, channels, num_classes, norm, stem_norm
+            make_cell, num_cells, channels, num_classes, norm, stem_norm, remat
         )
     edges, operations = len(space.edges), len(space.primitives)
     sample = {k: jnp.zeros((edges, operations), jnp.float32) for k in space.cell_kinds}
-    return as_model(module, image_shape, {"edge_weights": sample})
+    return as_model(module, image_shape, {"edge_weights": sample}, precision=precision)

@@ -52,20 +52,20 @@ def save(directory: Path, step: int, tree: Any, *, keep: int) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     final = directory / f"{step:010d}"
-    for later in [s for s in _steps(directory) if s >= step]:
+    for later in [s for s in saved_steps(directory) if s >= step]:
         # A run stands before a checkpoint on disk only where that one was unreadable.
         damaged = directory / f"{DAMAGED}{later}"
         shutil.rmtree(damaged, ignore_errors=True)
         os.rename(directory / f"{later:010d}", damaged)
     os.rename(unfinished, final)
     _sync(directory)
-    for old in _steps(directory)[:-keep]:
+    for old in saved_steps(directory)[:-keep]:
         shutil.rmtree(directory / f"{old:010d}", ignore_errors=True)
 
 
 def latest_step(directory: Path) -> int | None:
     """Returns the step of the latest complete checkpoint, None where there is none."""
-    steps = _steps(directory)
+    steps = saved_steps(directory)
     return steps[-1] if steps else None
 
 
@@ -81,7 +81,7 @@ def restore(
         UserError: there is none, or none is intact.
     """
     directory = directory.absolute()
-    steps = _steps(directory) if step is None else [step]
+    steps = saved_steps(directory) if step is None else [step]
     if not steps:
         raise UserError(f"no checkpoint in {directory}")
     reasons: list[str] = []
@@ -100,7 +100,14 @@ def sweep(directory: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _steps(directory: Path) -> list[int]:
+def drop_after(directory: Path, step: int) -> None:
+    """Removes the checkpoints of later steps than `step`."""
+    for later in [s for s in saved_steps(directory) if s > step]:
+        shutil.rmtree(directory / f"{later:010d}", ignore_errors=True)
+
+
+def saved_steps(directory: Path) -> list[int]:
+    """Returns the steps of the complete checkpoints, the latest last."""
     if not directory.is_dir():
         return []
     return sorted(int(p.name) for p in directory.iterdir() if p.name.isdecimal())
@@ -116,7 +123,7 @@ def _write(folder: Path, step: int, tree: Any) -> None:
         if array.size:  # orbax refuses arrays without elements; the shape says it all
             arrays[f"{index:06d}"] = array
         leaves.append({"path": jax.tree_util.keystr(path), **_describe(leaf, array)})
-    with _quiet(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+    with _quiet(), _checkpointer() as checkpointer:
         checkpointer.save(folder / "state", args=ocp.args.StandardSave(arrays))
     manifest = {"format": FORMAT, "step": step, "leaves": leaves}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
@@ -163,6 +170,18 @@ def _read_manifest(folder: Path) -> list[dict[str, Any]]:
     return leaves
 
 
+def _checkpointer() -> Any:
+    """Returns orbax's checkpointer of this process alone: it waits for no other."""
+    import orbax.checkpoint as ocp
+
+    mine = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=mine, active_processes={mine}, barrier_sync_key_prefix=str(mine)
+    )
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
 def _read_arrays(folder: Path, leaves: list[dict[str, Any]]) -> list[np.ndarray]:
     """Returns every leaf's array as stored, in the manifest's order."""
     import orbax.checkpoint as ocp
@@ -173,10 +192,7 @@ def _read_arrays(folder: Path, leaves: list[dict[str, Any]]) -> list[np.ndarray]
     ]
     wanted = {f"{i:06d}": array for i, array in enumerate(like) if array.size}
     try:
-        with (
-            _quiet(),
-            ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer,
-        ):
+        with _quiet(), _checkpointer() as checkpointer:
             found = checkpointer.restore(
                 folder / "state", args=ocp.args.StandardRestore(wanted)
             )

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from darts_jax.data import Split, StreamedImages, crop_key, stream_batches
@@ -20,7 +21,7 @@ MakeOrder = Callable[[Any, int], Order]  # (state, epoch) -> the rows of that ep
 
 
 class Feed(Protocol):
-    """`order` and `close` are those of `loop.Plan`."""
+    """What `loop.run_epochs` asks for data, epoch by epoch and call by call."""
 
     def order(self, state: Any, epoch: int) -> Any:
         """Begins an epoch at `state.step`; what it returns goes to `arguments`."""
@@ -29,7 +30,7 @@ class Feed(Protocol):
         """Returns what the compiled step takes after state and sums, for the next step."""
 
     def close(self) -> None:
-        """Ends the threads of the epoch that was begun."""
+        """Called at the end, however it comes: ends the threads of the epoch."""
 
 
 def make_feed(
@@ -107,6 +108,17 @@ class StreamedFeed:
     def arguments(self, order: dict[str, Any]) -> tuple[None, dict[str, DeviceSplit]]:
         """Returns the next batch of every part."""
         return None, {name: DeviceSplit(*next(order[name])) for name in order}
+
+    def shapes(self, size: int) -> dict[str, Any]:
+        """Returns the shapes of the batches of `size` images, to compile the step for."""
+        return {
+            name: jax.eval_shape(
+                lambda shape=part.images.shape[1:]: DeviceSplit(
+                    jnp.zeros((size, *shape), jnp.uint8), jnp.zeros(size, jnp.int32)
+                )
+            )
+            for name, part in self.parts.items()
+        }
 
     def close(self) -> None:
         """Ends the threads; images that are being decoded are finished."""

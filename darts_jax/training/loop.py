@@ -6,15 +6,18 @@ the checkpoint, so a run that was stopped between any two steps goes on bit for 
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from darts_jax.errors import UserError
 from darts_jax.training import checkpoints
+from darts_jax.training.feed import Feed
 from darts_jax.training.interrupt import Interrupt
+from darts_jax.training.parallel import Layout, any_process
 from darts_jax.training.progress import show_progress
 from darts_jax.training.run_directory import RunDirectory
 
@@ -24,29 +27,37 @@ Sums = dict[str, jax.Array]
 class Plan(NamedTuple):
     """What a kind of run puts into the loop.
 
-    step: `(state, sums, order) -> (state, sums)`, compiled, with state and sums donated;
-        it reads its batch from `order` by `state.step`.
-    order: (state, epoch) -> the rows of the data that make each batch of that epoch, on
-        the device; or where the data is streamed, its batches from `state.step` on.
-    end_epoch: `(state, epoch, means) -> row` of metrics.jsonl without epoch and step.
+    step: `(state, sums, *feed.arguments(order), count) -> (state, sums)`, compiled, with
+        state and sums donated: `count` steps, which find their batches by `state.step`.
+    feed: where the batches come from.
+    end_epoch: `(run, state, epoch, means) -> row` of metrics.jsonl without epoch and step.
     metrics: names of the sums.
-    steps_per_epoch, images_per_step: whole numbers.
-    close: called at the end, however it comes: ends what `order` has begun.
+    steps_per_epoch, images_per_step: whole numbers, the latter of one run.
+    layout: how the state lies on the devices, and whether it is that of several runs.
+    at_once: the largest count of a call.
     """
 
-    step: Callable[[Any, Sums, Any], tuple[Any, Sums]]
-    order: Callable[[Any, int], Any]
-    end_epoch: Callable[[Any, int, dict[str, float]], dict[str, Any]]
+    step: Callable[..., tuple[Any, Sums]]
+    feed: Feed
+    end_epoch: Callable[[RunDirectory, Any, int, dict[str, float]], dict[str, Any]]
     metrics: tuple[str, ...]
     steps_per_epoch: int
     images_per_step: int
-    close: Callable[[], None] = lambda: None
+    layout: Layout
+    at_once: int = 1
 
 
 def run_epochs(
-    plan: Plan, state: Any, run: RunDirectory, config: Any, interrupt: Interrupt
+    plan: Plan,
+    state: Any,
+    runs: Sequence[RunDirectory],
+    config: Any,
+    interrupt: Interrupt,
 ) -> tuple[Any, bool]:
-    """Trains to `config.num_epochs` from the run's latest checkpoint, or from `state`.
+    """Trains to `config.num_epochs` from the runs' latest checkpoint, or from `state`.
+
+    runs: one, or one for each of the seeds that the state stacks; every run gets the rows
+        and checkpoints that it would have alone.
 
     Returns (state, whether the run is complete); it is not when a signal came, and then the
     state is saved.
@@ -55,68 +66,156 @@ def run_epochs(
         UserError: the loss is no longer a number; the last good checkpoint is kept.
     """
     try:
-        return _run(plan, state, run, config, interrupt)
+        return _run(plan, state, runs, config, interrupt)
     finally:
-        plan.close()
+        plan.feed.close()
 
 
 def _run(
-    plan: Plan, state: Any, run: RunDirectory, config: Any, interrupt: Interrupt
+    plan: Plan,
+    state: Any,
+    runs: Sequence[RunDirectory],
+    config: Any,
+    interrupt: Interrupt,
 ) -> tuple[Any, bool]:
-    sums, on_cpu = _no_sums(plan), jax.default_backend() == "cpu"
-    if run.resumed and checkpoints.latest_step(run.checkpoints) is not None:
-        saved, _ = checkpoints.restore(run.checkpoints, {"state": state, "sums": sums})
-        state, sums = saved["state"], saved["sums"]
-    done, steps = int(state.step), plan.steps_per_epoch
-    run.truncate_after(done // steps - 1)
-    total = config.num_epochs * steps
+    on_cpu = jax.default_backend() == "cpu"
+    state, sums = _latest(plan, state, runs)
+    done, steps = _steps_done(state), plan.steps_per_epoch
+    for run in runs:
+        run.truncate_after(done // steps - 1)
+    total, every = config.num_epochs * steps, config.log_every_steps
     label = "search" if hasattr(state, "alphas") else "retrain"
-    with show_progress(label, total, enabled=config.progress) as progress:
+    shown = config.progress and runs[0].leads
+    with show_progress(label, total, enabled=shown) as progress:
         progress(done, "resumed" if done else "compiling")
         for epoch in range(done // steps, config.num_epochs):
             started = time.perf_counter()
-            order = plan.order(state, epoch)
-            first = done % steps
-            for i in range(first, steps):
-                state, sums = plan.step(state, sums, order)
+            order = plan.feed.order(state, epoch)
+            first = i = done % steps
+            while i < steps:
+                count = min(plan.at_once, steps - i, every - done % every)
+                arguments = plan.feed.arguments(order)
+                state, sums = plan.step(state, sums, *arguments, np.int32(count))
                 if on_cpu:
                     # Steps take seconds there and queue up by the dozen: a signal would be
                     # answered only after all of them.
                     jax.block_until_ready(sums)
-                done += 1
-                if interrupt and i + 1 < steps:
-                    _check_finite(_means(sums, i + 1), epoch, run)
-                    _save(run, config, done, state, sums)
+                i, done = i + count, done + count
+                logging = done % every == 0 and i < steps
+                if i < steps and _stops(interrupt, logging):
+                    _check_finite(_means(plan, sums, i), epoch, runs)
+                    _save(plan, runs, config, done, state, sums)
                     return state, False
-                if done % config.log_every_steps == 0 and i + 1 < steps:
-                    progress(done, _text(epoch, _means(sums, i + 1), config))
-            means = _means(sums, steps)
-            _check_finite(means, epoch, run)
+                if logging:
+                    progress(done, _text(epoch, _means(plan, sums, i), config))
+            means = _means(plan, sums, steps)
+            _check_finite(means, epoch, runs)
             seconds = time.perf_counter() - started
-            row = {"epoch": epoch, "step": done} | means
-            row |= plan.end_epoch(state, epoch, means)
-            _write(run, row, seconds, (steps - first) * plan.images_per_step)
-            sums = _no_sums(plan)
-            stop = bool(interrupt)  # once: it may come between the two questions
+            members = plan.layout.members(state)
+            for run, member, its in zip(runs, members, means, strict=True):
+                row = {"epoch": epoch, "step": done} | its
+                row |= plan.end_epoch(run, member, epoch, its)
+                _write(run, row, seconds, (steps - first) * plan.images_per_step)
+            sums = initial_sums(plan)
+            stop = _stops(
+                interrupt, True
+            )  # once: it may come between the two questions
             if stop or done == total or (epoch + 1) % config.checkpoint_every == 0:
-                _save(run, config, done, state, sums)
+                _save(plan, runs, config, done, state, sums)
             progress(done, _text(epoch, means, config), end_of_epoch=True)
             if stop and done < total:
                 return state, False
     return state, True
 
 
-def _no_sums(plan: Plan) -> Sums:
-    return {name: jnp.zeros((), jnp.float32) for name in plan.metrics}
+def _latest(plan: Plan, state: Any, runs: Sequence[RunDirectory]) -> tuple[Any, Sums]:
+    """Returns state and sums of the latest checkpoint that all runs have, or the first."""
+    sums = initial_sums(plan)
+    steps = shared_steps(runs)
+    if not steps:
+        return state, sums
+    # Stacks have a first axis that a single run's checkpoint does not.
+    cut = 1 if plan.layout.seeds else 0
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[cut:], leaf.dtype),
+        {"state": state, "sums": sums},
+    )
+    if not plan.layout.seeds:
+        saved, _ = checkpoints.restore(runs[0].checkpoints, like)
+    else:
+        saved = _restore_together(runs, like, steps)
+    saved = plan.layout.stack(saved if plan.layout.seeds else [saved])
+    return saved["state"], saved["sums"]
 
 
-def _means(sums: Sums, steps: int) -> dict[str, float]:
-    return {name: float(value) / steps for name, value in sums.items()}
+def shared_steps(runs: Sequence[RunDirectory]) -> list[int]:
+    """Returns the steps of which every run has a checkpoint, the latest last."""
+    found = [
+        set(checkpoints.saved_steps(run.checkpoints)) if run.resumed else set()
+        for run in runs
+    ]
+    return sorted(set.intersection(*found)) if found else []
 
 
-def _save(run: RunDirectory, config: Any, step: int, state: Any, sums: Sums) -> None:
-    tree = {"state": state, "sums": sums}
-    checkpoints.save(run.checkpoints, step, tree, keep=config.keep_checkpoints)
+def _restore_together(
+    runs: Sequence[RunDirectory], like: Any, steps: list[int]
+) -> list[Any]:
+    """Returns what every run saved at the latest step that is intact in all of them."""
+    for step in reversed(steps):
+        try:
+            found = [checkpoints.restore(r.checkpoints, like, step)[0] for r in runs]
+        except UserError:
+            if step == steps[0]:
+                raise
+            continue
+        for run in runs:
+            if run.leads:  # a kill between two saves: these come again, the same bits
+                checkpoints.drop_after(run.checkpoints, step)
+        return found
+    raise AssertionError("there is a step")
+
+
+def _steps_done(state: Any) -> int:
+    """Returns the state's step; stacked runs are all at the same."""
+    return int(state.step if state.step.ndim == 0 else state.step[0])
+
+
+def _stops(interrupt: Interrupt, together: bool) -> bool:
+    """Whether a signal came, here or, where all processes ask together, to any of them."""
+    if jax.process_count() == 1:
+        return bool(interrupt)
+    return together and any_process(bool(interrupt))
+
+
+def initial_sums(plan: Plan) -> Sums:
+    """Returns the sums before the first step of an epoch, `[]` or, of S runs, `[S]`."""
+    shape = (plan.layout.seeds,) if plan.layout.seeds else ()
+    zeros = {name: jnp.zeros(shape, jnp.float32) for name in plan.metrics}
+    return plan.layout.put(zeros)
+
+
+def _means(plan: Plan, sums: Sums, steps: int) -> list[dict[str, float]]:
+    """Returns the mean of every metric over `steps` steps, a dict a run."""
+    return [
+        {name: float(value) / steps for name, value in its.items()}
+        for its in plan.layout.members(sums)
+    ]
+
+
+def _save(
+    plan: Plan,
+    runs: Sequence[RunDirectory],
+    config: Any,
+    step: int,
+    state: Any,
+    sums: Sums,
+) -> None:
+    members = plan.layout.members({"state": state, "sums": sums})
+    # Runs of one program go on from a step that all have: a kill may come between them.
+    keep = max(config.keep_checkpoints, min(len(runs), 2))
+    for run, tree in zip(runs, members, strict=True):
+        if run.leads:
+            checkpoints.save(run.checkpoints, step, tree, keep=keep)
 
 
 def _write(run: RunDirectory, row: dict[str, Any], seconds: float, images: int) -> None:
@@ -129,19 +228,26 @@ def _write(run: RunDirectory, row: dict[str, Any], seconds: float, images: int) 
     run.scalars(row["step"], {k: v for k, v in numbers.items() if k != "step"})
 
 
-def _check_finite(means: dict[str, float], epoch: int, run: RunDirectory) -> None:
-    for name, value in means.items():
-        if not math.isfinite(value):
+def _check_finite(
+    means: list[dict[str, float]], epoch: int, runs: Sequence[RunDirectory]
+) -> None:
+    for run, its in zip(runs, means, strict=True):
+        for name, value in its.items():
+            if math.isfinite(value):
+                continue
             last = checkpoints.latest_step(run.checkpoints)
             kept = "none was saved yet" if last is None else f"step {last} is kept"
+            which = f" of {run.path.name}" if len(runs) > 1 else ""
             raise UserError(
-                f"{name} is {value} in epoch {epoch}: training diverged; of the "
+                f"{name}{which} is {value} in epoch {epoch}: training diverged; of the "
                 f"checkpoints {kept}; a smaller weights.learning_rate may help"
             )
 
 
-def _text(epoch: int, means: dict[str, float], config: Any) -> str:
+def _text(epoch: int, means: list[dict[str, float]], config: Any) -> str:
+    """Returns the progress line; of several runs it shows the means."""
     shown = ", ".join(
-        f"{name.replace('_', ' ')} {value:.3f}" for name, value in means.items()
+        f"{name.replace('_', ' ')} {sum(its[name] for its in means) / len(means):.3f}"
+        for name in means[0]
     )
     return f"epoch {epoch + 1}/{config.num_epochs}: {shown}"

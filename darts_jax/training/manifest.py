@@ -30,6 +30,7 @@ def describe(command: str, argv: Sequence[str], seed: int) -> dict[str, Any]:
         "versions": versions(),
         "backend": jax.default_backend(),
         "devices": [f"{device} ({device.device_kind})" for device in jax.devices()],
+        "processes": jax.process_count(),
         "platform": platform.platform(),
         "cpu": cpu_model(),
         "cores": available_cores(),

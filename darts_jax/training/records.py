@@ -54,11 +54,16 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def rows_until(path: Path, epoch: int) -> list[dict[str, Any]]:
+    """Returns the whole rows of epochs up to `epoch`."""
+    return [row for row in read_rows(path) if row.get("epoch", epoch + 1) <= epoch]
+
+
 def truncate_rows(path: Path, epoch: int) -> list[dict[str, Any]]:
     """Drops torn rows and those of later epochs than `epoch`; returns what is left."""
     if not path.is_file():
         return []
-    rows = [row for row in read_rows(path) if row.get("epoch", epoch + 1) <= epoch]
+    rows = rows_until(path, epoch)
     text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
     if text.encode() != path.read_bytes():
         write_atomic(path, text)

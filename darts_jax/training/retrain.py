@@ -1,20 +1,30 @@
 """A whole retraining: a genotype's network from scratch, tested at the end."""
 
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from darts_jax.data import Dataset, Split, epoch_batches
+from darts_jax.errors import UserError
 from darts_jax.genotype import Genotype, load_genotype, save
 from darts_jax.models import count_multiply_adds, count_parameters, make_network
 from darts_jax.spaces import random_genotype
 from darts_jax.training import checkpoints, loop, setup
 from darts_jax.training.evaluation import make_evaluate
-from darts_jax.training.feed import Feed, make_feed, take
+from darts_jax.training.feed import make_feed, take
 from darts_jax.training.interrupt import Interrupt
+from darts_jax.training.parallel import (
+    Layout,
+    compile_steps,
+    make_layout,
+    process,
+    steps_at_once,
+)
 from darts_jax.training.randomness import AUGMENT_TRAIN, step_key
 from darts_jax.training.retrain_step import (
     RetrainStep,
@@ -22,6 +32,7 @@ from darts_jax.training.retrain_step import (
     make_retrain_step,
 )
 from darts_jax.training.run_directory import RunDirectory
+from darts_jax.training.seeds import groups, trains_together
 from darts_jax.types import Batch, Model, RetrainState
 
 METRICS = ("train_loss", "train_accuracy")
@@ -42,21 +53,26 @@ def choose_genotype(config: Any) -> Genotype:
 class Retraining(NamedTuple):
     """A network and what trains it; enough to test a checkpoint again."""
 
-    genotype: Genotype
+    config: Any
     dataset: Dataset
+    layout: Layout
     model: Model
     schedule: Any
     optimizer: Any
     steps: int
 
 
-def build(config: Any, genotype: Genotype) -> Retraining:
+def build(
+    config: Any, genotype: Genotype, dataset: Dataset, seeds: int = 0
+) -> Retraining:
     """Returns the retraining of `genotype` that `config` describes.
+
+    seeds: how many runs are one program; 0: one run.
 
     Raises:
         UserError: the data or the config cannot be used.
     """
-    dataset = setup.read_dataset(config)
+    layout = make_layout(config, seeds)
     number = len(dataset.train_labels)
     steps = setup.steps_per_epoch(config.batch_size, number, "training")
     model = make_network(
@@ -68,36 +84,41 @@ def build(config: Any, genotype: Genotype) -> Retraining:
         stem_multiplier=config.model.stem_multiplier,
         stem=config.model.stem,
         auxiliary=config.model.auxiliary,
+        **setup.computation(config),
     )
     schedule = setup.build_schedule(config, steps)
     optimizer = setup.build_weight_optimizer(config, schedule)
-    return Retraining(genotype, dataset, model, schedule, optimizer, steps)
+    return Retraining(config, dataset, layout, model, schedule, optimizer, steps)
 
 
-def data_step(retrain_step: RetrainStep, feed: Feed, augment: Any, steps: int) -> Any:
-    """Returns the compiled `(state, sums, order) -> (state, sums)` of the loop.
+def data_step(
+    retrain_step: RetrainStep, augment: Any, steps: int, layout: Layout
+) -> Any:
+    """Returns `(state, sums, order, data) -> (state, sums)`, a step that finds its batch."""
 
-    feed: of the part "train".
-    """
-
-    @partial(jax.jit, donate_argnums=(0, 1))
     def step(
         state: RetrainState, sums: loop.Sums, order: Any, data: Any
     ) -> tuple[RetrainState, loop.Sums]:
         epoch, i = state.step // steps, state.step % steps
         key = step_key(state.key, AUGMENT_TRAIN, epoch, i)
-        taken = take(data["train"], order and order["train"], i)
+        taken = layout.split(take(data["train"], order and order["train"], i))
         images = augment(key, taken.images)
         state, metrics = retrain_step(state, Batch(images, taken.labels))
         return state, {name: sums[name] + metrics[name] for name in sums}
 
-    return lambda state, sums, order: step(state, sums, *feed.arguments(order))
+    return step
 
 
-def plan_of(task: Retraining, config: Any) -> loop.Plan:
+def start(task: Retraining, seeds: Sequence[int]) -> RetrainState:
+    """Returns the state of the seeds before the first step."""
+    initialise = partial(initial_retrain_state, task.model, task.optimizer)
+    return task.layout.start(initialise, seeds)
+
+
+def plan_of(task: Retraining) -> loop.Plan:
     """Returns what the epoch loop needs to know of the retraining."""
-    dataset, steps = task.dataset, task.steps
-    train = setup.on_device(Split(dataset.train_images, dataset.train_labels))
+    config, dataset, layout, steps = task.config, task.dataset, task.layout, task.steps
+    train = setup.on_device(Split(dataset.train_images, dataset.train_labels), layout)
 
     def drop_path(step: jax.Array) -> jax.Array:
         return config.drop_path * (step // steps) / config.num_epochs
@@ -108,11 +129,12 @@ def plan_of(task: Retraining, config: Any) -> loop.Plan:
         drop_path=drop_path if config.drop_path else None,
         auxiliary_weight=config.auxiliary_weight,
         label_smoothing=config.label_smoothing,
+        parts=config.accumulate,
     )
-    test = tester(task, config.batch_size)
+    test = tester(task)
 
     def end_epoch(
-        state: RetrainState, epoch: int, means: dict[str, float]
+        run: RunDirectory, state: RetrainState, epoch: int, means: dict[str, float]
     ) -> dict[str, Any]:
         row = {
             "learning_rate": float(task.schedule(epoch * steps)),
@@ -123,57 +145,94 @@ def plan_of(task: Retraining, config: Any) -> loop.Plan:
             row |= test(state)
         return row
 
-    def order(state: RetrainState, epoch: int) -> dict[str, jax.Array]:
+    def rows(key: jax.Array, epoch: int) -> dict[str, jax.Array]:
         number = len(train.labels)
-        return {"train": epoch_batches(state.key, epoch, number, config.batch_size)}
+        return {"train": epoch_batches(key, epoch, number, config.batch_size)}
 
     crops = {"train": AUGMENT_TRAIN}
     feed = make_feed(
         {"train": train},
-        order,
+        lambda state, epoch: layout.per_seed(rows)(state.key, epoch),
         steps=steps,
         crops=crops if setup.crops_on_host(config, dataset) else None,
+        process=process(),
+        put=layout.put_part,
     )
     augment = setup.build_augment(config, dataset)
+    at_once = steps_at_once(config, dataset.streamed)
+    step = compile_steps(
+        data_step(retrain_step, augment, steps, layout), layout, at_once
+    )
     return loop.Plan(
-        step=data_step(retrain_step, feed, augment, steps),
-        order=feed.order,
+        step=step,
+        feed=feed,
         end_epoch=end_epoch,
         metrics=METRICS,
         steps_per_epoch=steps,
         images_per_step=config.batch_size,
-        close=feed.close,
+        layout=layout,
+        at_once=at_once,
     )
 
 
-def retrain(run: RunDirectory, config: Any, interrupt: Interrupt) -> dict | None:
-    """Runs, or resumes, the retraining of `config` in `run`.
+def genotype_of(runs: Sequence[RunDirectory], config: Any) -> Genotype:
+    """Returns the genotype of the runs: the one that they hold, else the config's.
 
-    Returns the content of result.json, or None when a signal stopped the run (it is saved).
+    Raises:
+        UserError: they hold different ones, or as `choose_genotype` does.
+    """
+    stored = [run.path / "genotype.json" for run in runs]
+    held = {load_genotype(str(path)) for path in stored if path.exists()}
+    if len(held) > 1:
+        raise UserError(
+            f"the seeds in {runs[0].path.parent} hold different genotypes; retrain them "
+            "in folders of their own"
+        )
+    return held.pop() if held else choose_genotype(config)
+
+
+def retrain(
+    runs: Sequence[RunDirectory], config: Any, interrupt: Interrupt
+) -> list[dict[str, Any]] | None:
+    """Runs, or resumes, the retraining of `config` for the seed of every run in `runs`.
+
+    Returns the contents of their result.json, or None when a signal stopped them (all that
+    was done is saved).
 
     Raises:
         UserError: the genotype, data or config cannot be used, or training diverges.
     """
-    if run.result is not None:
-        return run.result
-    stored = run.path / "genotype.json"
-    genotype = (
-        load_genotype(str(stored)) if stored.exists() else choose_genotype(config)
-    )
-    task = build(config, genotype)
-    save(genotype, stored)
-    initialise = jax.jit(partial(initial_retrain_state, task.model, task.optimizer))
-    state = initialise(jax.random.key(config.seed))
-    plan = plan_of(task, config)
-    state, complete = loop.run_epochs(plan, state, run, config, interrupt)
-    if not complete:
-        return None
+    if all(run.result is not None for run in runs):
+        return [run.result or {} for run in runs]
+    genotype = genotype_of(runs, config)
+    dataset, task = setup.read_dataset(config), None
+    together = trains_together(config, len(runs), dataset.streamed)
+    for group in groups(runs, together):
+        if task is None or together:
+            task = build(config, genotype, dataset, len(group) if together else 0)
+            plan = plan_of(task)
+        for run in group:
+            if run.leads:
+                save(genotype, run.path / "genotype.json")
+        state = start(task, [run.config["seed"] for run in group])
+        state, complete = loop.run_epochs(plan, state, group, config, interrupt)
+        if not complete:
+            return None
+        for run, member in zip(group, task.layout.members(state), strict=True):
+            finish(task, run, member, genotype)
+    return [run.result or {} for run in runs]
+
+
+def finish(
+    task: Retraining, run: RunDirectory, state: RetrainState, genotype: Genotype
+) -> None:
+    """Writes the result of a run whose last epoch is done."""
     metrics = run.rows("metrics")[-1]
     image_shape = task.dataset.train_images.shape[1:]
     result = {
         "command": "retrain",
         "genotype": genotype.to_json(),
-        "genotype_name": config.genotype,
+        "genotype_name": task.config.genotype,
         **{name: metrics[name] for name in metrics if name.startswith("test_")},
         "parameters": count_parameters(state.weights),
         "multiply_adds": count_multiply_adds(task.model, image_shape),
@@ -181,14 +240,17 @@ def retrain(run: RunDirectory, config: Any, interrupt: Interrupt) -> dict | None
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     run.write_json("result.json", result)
-    return result
 
 
-def tester(retraining: Retraining, batch_size: int) -> Any:
+def tester(task: Retraining) -> Callable[[RetrainState], dict[str, float]]:
     """Returns `state -> {"test_loss", "test_accuracy", "test_top5_accuracy"}`."""
-    dataset = retraining.dataset
+    dataset = task.dataset
     evaluate = make_evaluate(
-        retraining.model, mean=dataset.mean, std=dataset.std, batch_size=batch_size
+        task.model,
+        mean=dataset.mean,
+        std=dataset.std,
+        batch_size=task.config.batch_size,
+        layout=task.layout,
     )
 
     def test(state: RetrainState) -> dict[str, float]:
@@ -200,21 +262,19 @@ def tester(retraining: Retraining, batch_size: int) -> Any:
     return test
 
 
-def evaluate_run(run_path: Any, config: Any) -> dict[str, Any]:
+def evaluate_run(run_path: Path, config: Any) -> dict[str, Any]:
     """Returns the test metrics of the latest checkpoint of a retraining, and its step.
 
     Raises:
         UserError: there is no checkpoint, or it is damaged.
     """
     genotype = load_genotype(str(run_path / "genotype.json"))
-    retraining = build(config, genotype)
+    task = build(config, genotype, setup.read_dataset(config))
     like = jax.eval_shape(
-        partial(initial_retrain_state, retraining.model, retraining.optimizer),
-        jax.random.key(0),
+        partial(initial_retrain_state, task.model, task.optimizer), jax.random.key(0)
     )
     sums = {name: jax.ShapeDtypeStruct((), np.float32) for name in METRICS}
     saved, step = checkpoints.restore(
         run_path / "checkpoints", {"state": like, "sums": sums}
     )
-    test = tester(retraining, config.batch_size)(saved["state"])
-    return {"step": step, "epoch": step // retraining.steps} | test
+    return {"step": step, "epoch": step // task.steps} | tester(task)(saved["state"])

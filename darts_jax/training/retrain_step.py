@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from darts_jax.training.accumulation import accumulated
 from darts_jax.training.metrics import correct_in_top, cross_entropy
 from darts_jax.training.randomness import NETWORK
 from darts_jax.types import Batch, Model, RetrainState, Weights
@@ -36,6 +37,7 @@ def make_retrain_step(
     drop_path: Callable[[jax.Array], jax.Array] | None = None,
     auxiliary_weight: float = 0.0,
     label_smoothing: float = 0.0,
+    parts: int = 1,
 ) -> RetrainStep:
     """Returns `retrain_step(state, train_batch) -> (state, metrics)`.
 
@@ -45,12 +47,18 @@ def make_retrain_step(
         drop_path: step -> probability (the reference: rising linearly over epochs), or None.
         auxiliary_weight: of the auxiliary head's loss, where the model has one.
         label_smoothing: of both losses.
+        parts: of a batch, computed one after another to save memory.
 
     The metrics are means over the batch: train_loss (with the auxiliary loss),
     train_accuracy.
     """
 
-    def loss(weights: Weights, state: RetrainState, batch: Batch) -> tuple:
+    def loss(
+        weights: Weights,
+        state: RetrainState,
+        batch: Batch,
+        part: jax.Array | None = None,
+    ) -> tuple:
         extra = {} if drop_path is None else {"drop_path": drop_path(state.step)}
         key = jax.random.fold_in(jax.random.fold_in(state.key, NETWORK), state.step)
         logits, stats = model.apply(
@@ -58,7 +66,7 @@ def make_retrain_step(
             state.batch_stats,
             batch.images,
             train=True,
-            key=key,
+            key=key if part is None else jax.random.fold_in(key, part),
             **extra,
         )
         logits, auxiliary = logits if isinstance(logits, tuple) else (logits, None)
@@ -72,9 +80,9 @@ def make_retrain_step(
     def retrain_step(
         state: RetrainState, train_batch: Batch
     ) -> tuple[RetrainState, Metrics]:
-        (value, (stats, accuracy)), grads = jax.value_and_grad(loss, has_aux=True)(
-            state.weights, state, train_batch
-        )
+        (value, (stats, accuracy)), grads = jax.value_and_grad(
+            accumulated(loss, parts), has_aux=True
+        )(state.weights, state, train_batch)
         updates, weight_opt = optimizer.update(grads, state.weight_opt, state.weights)
         state = state._replace(
             step=state.step + 1,

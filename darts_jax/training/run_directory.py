@@ -1,4 +1,6 @@
-"""A run directory: one run, one process, one config; opening it again resumes the run.
+"""A run directory: one run, one config, one writer; opening it again resumes the run.
+
+Where several processes share a run, the first one writes; the others follow it in memory.
 
 config.json     the resolved config     manifest.json   versions, devices, command, seed
 metrics.jsonl   one row an epoch        metrics.csv     the same for a spreadsheet
@@ -30,6 +32,11 @@ FREE_FIELDS = (
     "dataset.data_dir",
     "dataset.workers",
     "dataset.prefetch",
+    "num_seeds",
+    "parallel.devices",
+    "parallel.seeds",
+    "parallel.seed_devices",
+    "parallel.steps_per_call",
 )
 LOCK = "lock"
 
@@ -38,15 +45,17 @@ class RunDirectory:
     """The open run: its rows and files; a context manager that gives the lock back.
 
     path: the directory. config: as recorded in config.json. resumed: whether it was there.
+    leads: whether this process writes; one that follows keeps its rows in memory only.
     """
 
-    def __init__(self, path: Path, config: dict[str, Any], lock: TextIO) -> None:
+    def __init__(self, path: Path, config: dict[str, Any], lock: TextIO | None) -> None:
         self.path = path
         self.config = config
         self.resumed = False
+        self.leads = lock is not None
         self.checkpoints = path / "checkpoints"
         self._lock = lock
-        self._metrics = records.read_rows(path / "metrics.jsonl")
+        self._rows = {name: records.read_rows(path / f"{name}.jsonl") for name in ROWS}
         self._tensorboard: Any = None
 
     def __enter__(self) -> "RunDirectory":
@@ -65,7 +74,8 @@ class RunDirectory:
         if self._tensorboard is not None:
             self._tensorboard.close()
             self._tensorboard = None
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -75,7 +85,8 @@ class RunDirectory:
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes `value` to the file `name` of the run, atomically."""
-        records.write_json(self.path / name, value)
+        if self.leads:
+            records.write_json(self.path / name, value)
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """Appends a row with an "epoch" to the file `name`.jsonl, a name in ROWS.
@@ -84,27 +95,28 @@ class RunDirectory:
         """
         if name not in ROWS:
             raise ValueError(f"no rows {name!r}: {', '.join(ROWS)}")
-        records.append_row(self.path / f"{name}.jsonl", row)
+        self._rows[name].append(records.plain(row))
+        if self.leads:
+            records.append_row(self.path / f"{name}.jsonl", row)
         if name == "metrics":
-            self._metrics.append(records.plain(row))
             self._write_csv()
 
     def rows(self, name: str) -> list[dict[str, Any]]:
         """Returns the whole rows of `name`.jsonl."""
-        return records.read_rows(self.path / f"{name}.jsonl")
+        return list(self._rows[name])
 
     def truncate_after(self, epoch: int) -> None:
         """Drops rows of later epochs than `epoch` (-1: all) and torn ones, to resume."""
         for name in ROWS:
-            rows = records.truncate_rows(self.path / f"{name}.jsonl", epoch)
-            if name == "metrics":
-                self._metrics = rows
-        if self._metrics or (self.path / "metrics.csv").is_file():
+            path = self.path / f"{name}.jsonl"
+            keep = records.truncate_rows if self.leads else records.rows_until
+            self._rows[name] = keep(path, epoch)
+        if self._rows["metrics"] or (self.path / "metrics.csv").is_file():
             self._write_csv()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes `{tag: value}` at `step` for TensorBoard, unless the config says no."""
-        if not self.config.get("tensorboard", True):
+        if not self._wants_tensorboard:
             return
         writer = self._open_tensorboard()
         for tag, value in values.items():
@@ -113,29 +125,36 @@ class RunDirectory:
 
     def text(self, step: int, tag: str, text: str) -> None:
         """Writes a preformatted text at `step` for TensorBoard."""
-        if self.config.get("tensorboard", True):
+        if self._wants_tensorboard:
             indented = "\n".join(f"    {line}" for line in text.splitlines())
             self._open_tensorboard().add_text(tag, indented, step)
 
     def heat_map(self, step: int, tag: str, values: np.ndarray) -> None:
         """Draws a matrix of values in [0, 1] at `step` for TensorBoard, dark is large."""
-        if self.config.get("tensorboard", True):
+        if self._wants_tensorboard:
             cells = np.kron(255 * (1 - values), np.ones((16, 32))).astype(np.uint8)
             self._open_tensorboard().add_image(tag, cells, step, dataformats="HW")
+
+    @property
+    def _wants_tensorboard(self) -> bool:
+        return self.leads and self.config.get("tensorboard", True)
 
     def _open_tensorboard(self) -> Any:
         if self._tensorboard is None:
             from tensorboardX import SummaryWriter
 
             # The viewer hides what an interrupted process wrote beyond this step.
-            last = self._metrics[-1].get("step", 0) if self._metrics else -1
+            rows = self._rows["metrics"]
+            last = rows[-1].get("step", 0) if rows else -1
             self._tensorboard = SummaryWriter(
                 str(self.path / "tensorboard"), purge_step=last + 1
             )
         return self._tensorboard
 
     def _write_csv(self) -> None:
-        records.write_atomic(self.path / "metrics.csv", records.to_csv(self._metrics))
+        if self.leads:
+            text = records.to_csv(self._rows["metrics"])
+            records.write_atomic(self.path / "metrics.csv", text)
 
 
 def open_run(
@@ -174,6 +193,20 @@ def open_run(
     except BaseException:
         lock.close()
         raise
+
+
+def follow_run(workdir: Path, command: str, config: Mapping[str, Any]) -> RunDirectory:
+    """Returns the run that the first process has opened, for another of its processes.
+
+    Raises:
+        UserError: this process has another command or config than the first.
+    """
+    path = Path(workdir).absolute()
+    made_by, recorded = read_run(path)
+    run = RunDirectory(path, records.plain(config), None)
+    _check_same(run, made_by, command, recorded)
+    run.resumed = _has_progress(path)
+    return run
 
 
 def read_run(workdir: Path) -> tuple[str, dict[str, Any]]:
@@ -235,14 +268,7 @@ def _has_progress(path: Path) -> bool:
 
 def _resume(run: RunDirectory, command: str, argv: Sequence[str]) -> None:
     made_by, recorded = read_run(run.path)
-    if made_by != command:
-        raise UserError(f"{run.path} holds a {made_by} run; name another for {command}")
-    differences = config_differences(recorded, run.config)
-    if differences:
-        raise UserError(
-            f"{run.path} was started with another config: {', '.join(differences)}; "
-            "name another --workdir or give the recorded values"
-        )
+    _check_same(run, made_by, command, recorded)
     if recorded != run.config:
         run.write_json("config.json", run.config)
     made = _read_object(run.path / "manifest.json")
@@ -255,6 +281,19 @@ def _resume(run: RunDirectory, command: str, argv: Sequence[str]) -> None:
     made["restarts"] = [*made.get("restarts", []), restart]
     run.write_json("manifest.json", made)
     run.resumed = True
+
+
+def _check_same(
+    run: RunDirectory, made_by: str, command: str, recorded: Mapping[str, Any]
+) -> None:
+    if made_by != command:
+        raise UserError(f"{run.path} holds a {made_by} run; name another for {command}")
+    differences = config_differences(recorded, run.config)
+    if differences:
+        raise UserError(
+            f"{run.path} was started with another config: {', '.join(differences)}; "
+            "name another --workdir or give the recorded values"
+        )
 
 
 def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

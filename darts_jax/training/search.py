@@ -1,7 +1,7 @@
 """A whole search: data, supernet, bilevel steps, a genotype an epoch, the result."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,10 +17,17 @@ from darts_jax.one_shot import ONE_SHOT, OneShot
 from darts_jax.spaces import Space
 from darts_jax.training import loop, setup
 from darts_jax.training.evaluation import make_evaluate
-from darts_jax.training.feed import Feed, make_feed, take
+from darts_jax.training.feed import make_feed, take
 from darts_jax.training.interrupt import Interrupt
 from darts_jax.training.metrics import entropy
 from darts_jax.training.optimizers import Schedule, alpha_optimizer
+from darts_jax.training.parallel import (
+    Layout,
+    compile_steps,
+    make_layout,
+    process,
+    steps_at_once,
+)
 from darts_jax.training.randomness import AUGMENT_TRAIN, AUGMENT_VALID, step_key
 from darts_jax.training.run_directory import RunDirectory
 from darts_jax.training.search_step import (
@@ -29,6 +36,7 @@ from darts_jax.training.search_step import (
     initial_search_state,
     make_search_step,
 )
+from darts_jax.training.seeds import groups, trains_together
 from darts_jax.types import Batch, EdgeWeights, Model, SearchState
 
 METRICS = ("train_loss", "train_accuracy", "valid_loss", "valid_accuracy")
@@ -44,25 +52,23 @@ def hypergradient_of(config: Any) -> Callable[..., Any]:
 
 def data_step(
     search_step: SearchStep,
-    feed: Feed,
     augment: Callable[..., jax.Array],
     steps: int,
+    layout: Layout,
 ) -> Callable[..., Any]:
-    """Returns the compiled `(state, sums, order) -> (state, sums)` of the loop.
+    """Returns `(state, sums, order, data) -> (state, sums)`, a step that finds its batches.
 
-    feed: of the parts "train" and "valid". Batches are gathered, unless they are streamed,
-    and augmented inside the program; both halves of the data get the train transform, as in
-    the reference.
+    They are gathered, unless they are streamed, and augmented inside the program; both
+    halves of the data get the train transform, as in the reference.
     """
 
-    @partial(jax.jit, donate_argnums=(0, 1))
     def step(
         state: SearchState, sums: loop.Sums, order: Any, data: Any
     ) -> tuple[SearchState, loop.Sums]:
         epoch, i = state.step // steps, state.step % steps
 
         def batch(part: str, purpose: int) -> Batch:
-            taken = take(data[part], order and order[part], i)
+            taken = layout.split(take(data[part], order and order[part], i))
             key = step_key(state.key, purpose, epoch, i)
             return Batch(augment(key, taken.images), taken.labels)
 
@@ -71,7 +77,7 @@ def data_step(
         )
         return state, {name: sums[name] + metrics[name] for name in sums}
 
-    return lambda state, sums, order: step(state, sums, *feed.arguments(order))
+    return step
 
 
 def edge_weight_metrics(
@@ -91,6 +97,7 @@ class Search(NamedTuple):
 
     config: Any
     dataset: Dataset
+    layout: Layout
     train: setup.DeviceSplit | Split  # the lower level's data
     valid: setup.DeviceSplit | Split  # the upper level's
     steps: int  # an epoch
@@ -112,15 +119,20 @@ class Search(NamedTuple):
         return self.evaluate(state.weights, state.batch_stats, *self.valid, relaxed)
 
 
-def build(config: Any) -> Search:
-    """Returns the search that `config` describes, with its data on the device.
+def build(config: Any, dataset: Dataset, seeds: int = 0) -> Search:
+    """Returns the search that `config` describes, with its data on the devices.
+
+    seeds: how many runs are one program; 0: one run.
 
     Raises:
         UserError: the data or the config cannot be used.
     """
-    dataset = setup.read_dataset(config)
+    layout = make_layout(config, seeds)
     space, strategy = setup.build_space(config), ONE_SHOT[config.one_shot]
-    train, valid = map(setup.on_device, split(dataset, config.dataset.train_fraction))
+    train, valid = (
+        setup.on_device(part, layout)
+        for part in split(dataset, config.dataset.train_fraction)
+    )
     steps = setup.steps_per_epoch(config.batch_size, len(train.labels), "lower-level")
     setup.steps_per_epoch(config.batch_size, len(valid.labels), "upper-level")
     model = make_supernet(
@@ -133,6 +145,7 @@ def build(config: Any) -> Search:
         stem_affine=config.batch_norm.stem_affine,
         evaluation=config.batch_norm.evaluation,
         implementation=config.model.implementation,
+        **setup.computation(config),
     )
     schedule = setup.build_schedule(config, steps)
     chosen = config.alphas
@@ -149,6 +162,7 @@ def build(config: Any) -> Search:
     return Search(
         config=config,
         dataset=dataset,
+        layout=layout,
         train=train,
         valid=valid,
         steps=steps,
@@ -159,13 +173,17 @@ def build(config: Any) -> Search:
         optimizers=optimizers,
         relax=jax.jit(partial(strategy.relax, space)),
         evaluate=make_evaluate(
-            model, mean=dataset.mean, std=dataset.std, batch_size=config.batch_size
+            model,
+            mean=dataset.mean,
+            std=dataset.std,
+            batch_size=config.batch_size,
+            layout=layout,
         ),
     )
 
 
-def start(task: Search) -> SearchState:
-    """Returns the state before the first step."""
+def start(task: Search, seeds: Sequence[int]) -> SearchState:
+    """Returns the state of the seeds before the first step."""
     initialise = partial(
         initial_search_state,
         task.model,
@@ -174,12 +192,13 @@ def start(task: Search) -> SearchState:
         task.optimizers,
         alpha_scale=task.config.alphas.init_scale,
     )
-    return jax.jit(initialise)(jax.random.key(task.config.seed))
+    return task.layout.start(initialise, seeds)
 
 
-def plan_of(task: Search, run: RunDirectory) -> loop.Plan:
+def plan_of(task: Search) -> loop.Plan:
     """Returns what the epoch loop needs to know of the search."""
     config, size, steps = task.config, task.config.batch_size, task.steps
+    layout, streamed = task.layout, task.dataset.streamed
     search_step = make_search_step(
         task.model,
         task.strategy,
@@ -187,30 +206,38 @@ def plan_of(task: Search, run: RunDirectory) -> loop.Plan:
         task.optimizers,
         hypergradient_of(config),
         order=config.alphas.order,
+        parts=config.accumulate,
     )
 
-    def order(state: SearchState, epoch: int) -> dict[str, jax.Array]:
+    def rows(key: jax.Array, epoch: int) -> dict[str, jax.Array]:
         number = len(task.valid.labels)
-        valid = iid_batches(state.key, epoch, number, size, steps)
-        train = epoch_batches(state.key, epoch, len(task.train.labels), size)
+        valid = iid_batches(key, epoch, number, size, steps)
+        train = epoch_batches(key, epoch, len(task.train.labels), size)
         return {"train": train, "valid": valid}
 
     crops = {"train": AUGMENT_TRAIN, "valid": AUGMENT_VALID}
     feed = make_feed(
         {"train": task.train, "valid": task.valid},
-        order,
+        lambda state, epoch: layout.per_seed(rows)(state.key, epoch),
         steps=steps,
         crops=crops if setup.crops_on_host(config, task.dataset) else None,
+        process=process(),
+        put=layout.put_part,
     )
     augment = setup.build_augment(config, task.dataset)
+    at_once = steps_at_once(config, streamed)
+    step = compile_steps(
+        data_step(search_step, augment, steps, layout), layout, at_once
+    )
     return loop.Plan(
-        step=data_step(search_step, feed, augment, steps),
-        order=feed.order,
-        end_epoch=partial(record_epoch, task, run),
+        step=step,
+        feed=feed,
+        end_epoch=partial(record_epoch, task),
         metrics=METRICS,
         steps_per_epoch=steps,
         images_per_step=2 * size,
-        close=feed.close,
+        layout=layout,
+        at_once=at_once,
     )
 
 
@@ -247,23 +274,39 @@ def record_epoch(
     return row
 
 
-def search(run: RunDirectory, config: Any, interrupt: Interrupt) -> dict | None:
-    """Runs, or resumes, the search of `config` in `run`.
+def search(
+    runs: Sequence[RunDirectory], config: Any, interrupt: Interrupt
+) -> list[dict[str, Any]] | None:
+    """Runs, or resumes, the search of `config` for the seed of every run in `runs`.
 
-    Returns the content of result.json, or None when a signal stopped the run (it is saved).
+    Returns the contents of their result.json, or None when a signal stopped them (all that
+    was done is saved).
 
     Raises:
         UserError: the data or the config cannot be used, or training diverges.
     """
-    if run.result is not None:
-        return run.result
-    task = build(config)
-    plan = plan_of(task, run)
-    state, complete = loop.run_epochs(plan, start(task), run, config, interrupt)
-    if not complete:
-        return None
+    if all(run.result is not None for run in runs):
+        return [run.result or {} for run in runs]
+    dataset, task = setup.read_dataset(config), None
+    together = trains_together(config, len(runs), dataset.streamed)
+    for group in groups(runs, together):
+        if task is None or together:
+            task = build(config, dataset, len(group) if together else 0)
+            plan = plan_of(task)
+        state = start(task, [run.config["seed"] for run in group])
+        state, complete = loop.run_epochs(plan, state, group, config, interrupt)
+        if not complete:
+            return None
+        for run, member in zip(group, task.layout.members(state), strict=True):
+            finish(task, run, member)
+    return [run.result or {} for run in runs]
+
+
+def finish(task: Search, run: RunDirectory, state: SearchState) -> None:
+    """Writes the genotype and the result of a run whose last epoch is done."""
     genotype = task.strategy.select(task.space, task.edge_weights(state))
-    save(genotype, run.path / "genotype.json")
+    if run.leads:
+        save(genotype, run.path / "genotype.json")
     result = {
         "command": "search",
         "genotype": genotype.to_json(),
@@ -273,4 +316,3 @@ def search(run: RunDirectory, config: Any, interrupt: Interrupt) -> dict | None:
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     run.write_json("result.json", result)
-    return result

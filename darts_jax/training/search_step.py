@@ -15,6 +15,7 @@ import optax
 from darts_jax.bilevel import Hypergradient, Loss
 from darts_jax.one_shot import OneShot
 from darts_jax.spaces import Space
+from darts_jax.training.accumulation import accumulated
 from darts_jax.training.metrics import correct_in_top, cross_entropy
 from darts_jax.training.randomness import NETWORK
 from darts_jax.types import Alphas, Batch, BatchStats, Model, SearchState, Weights
@@ -75,6 +76,7 @@ class Levels(NamedTuple):
     """What both levels of a search step are made of.
 
     hypergradient: one of `bilevel.HYPERGRADIENTS`, its options bound.
+    parts: of a batch, computed one after another (`accumulation.accumulated`).
     """
 
     model: Model
@@ -82,6 +84,7 @@ class Levels(NamedTuple):
     space: Space
     optimizers: Optimizers
     hypergradient: Callable[..., Hypergradient]
+    parts: int = 1
 
 
 def loss_at(levels: Levels, state: SearchState) -> Loss:
@@ -91,20 +94,22 @@ def loss_at(levels: Levels, state: SearchState) -> Loss:
     """
     key = jax.random.fold_in(jax.random.fold_in(state.key, NETWORK), state.step)
 
-    def loss(weights: Weights, alphas: Alphas, batch: Batch) -> tuple:
+    def loss(
+        weights: Weights, alphas: Alphas, batch: Batch, part: jax.Array | None = None
+    ) -> tuple:
         logits, stats = levels.model.apply(
             weights,
             state.batch_stats,
             batch.images,
             levels.strategy.relax(levels.space, alphas),
             train=True,
-            key=key,
+            key=key if part is None else jax.random.fold_in(key, part),
         )
         value = cross_entropy(logits, batch.labels).mean()
         accuracy = correct_in_top(logits, batch.labels, 1).mean()
         return value, (stats, accuracy)
 
-    return loss
+    return accumulated(loss, levels.parts)
 
 
 def alphas_step(
@@ -169,6 +174,7 @@ def make_search_step(
     hypergradient: Callable[..., Hypergradient],
     *,
     order: str = "alphas_first",
+    parts: int = 1,
 ) -> SearchStep:
     """Returns `search_step(state, train_batch, valid_batch) -> (state, metrics)`.
 
@@ -179,10 +185,11 @@ def make_search_step(
         optimizers: of both levels.
         hypergradient: one of `bilevel.HYPERGRADIENTS`.
         order: "alphas_first" (DARTS) or "weights_first" (NAS-Bench-201's runs).
+        parts: of a batch, computed one after another to save memory.
 
     The metrics are means over the batch, those of `weights_step` and `alphas_step`.
     """
-    levels = Levels(model, strategy, space, optimizers, hypergradient)
+    levels = Levels(model, strategy, space, optimizers, hypergradient, parts)
 
     def search_step(
         state: SearchState, train_batch: Batch, valid_batch: Batch

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from darts_jax.data import (
@@ -25,6 +24,7 @@ from darts_jax.training.optimizers import (
     learning_rate_schedule,
     weight_optimizer,
 )
+from darts_jax.training.parallel import Layout
 
 
 class DeviceSplit(NamedTuple):
@@ -34,14 +34,15 @@ class DeviceSplit(NamedTuple):
     labels: jax.Array
 
 
-def on_device(split: Split) -> DeviceSplit | Split:
-    """Copies images and labels to the device; they stay uint8, four times smaller.
+def on_device(split: Split, layout: Layout) -> DeviceSplit | Split:
+    """Copies images and labels to every device; they stay uint8, four times smaller.
 
     Streamed images stay on disk, and the split is returned as it is.
     """
     if isinstance(split.images, StreamedImages):
         return split
-    return DeviceSplit(jnp.asarray(split.images), jnp.asarray(split.labels))
+    whole = (split.images, split.labels)
+    return DeviceSplit(*layout.put(whole, layout.everywhere))
 
 
 def read_dataset(config: Any) -> Dataset:
@@ -94,6 +95,15 @@ def build_space(config: Any) -> Space:
         raise UserError(
             f"space {config.space!r} has its own primitives; it does not take {given}"
         ) from None
+
+
+def computation(config: Any) -> dict[str, Any]:
+    """Returns what `make_supernet` and `make_network` take of how they are computed."""
+    return {
+        "precision": config.precision,
+        "remat": config.model.remat,
+        "norm_groups": config.batch_norm.groups,
+    }
 
 
 def build_augment(config: Any, dataset: Dataset) -> Callable[..., jax.Array]:

@@ -12,6 +12,7 @@ import pytest
 from darts_jax.data import Streaming, load_dataset
 from darts_jax.one_shot import DARTS
 from darts_jax.training.evaluation import make_evaluate
+from darts_jax.training.parallel import one_device
 from darts_jax.types import Model
 
 NUMBER = 23
@@ -53,7 +54,9 @@ def test_every_image_counts_once(batch_size: int, toy: ModuleType) -> None:
     images, labels = make_split(toy)
     rng = np.random.default_rng(1)
     weights, stats = rng.normal(size=(4, 10)), rng.normal(size=10)
-    evaluate = make_evaluate(LINEAR, mean=MEAN, std=STD, batch_size=batch_size)
+    evaluate = make_evaluate(
+        LINEAR, mean=MEAN, std=STD, batch_size=batch_size, layout=one_device()
+    )
     found = evaluate(jnp.asarray(weights), jnp.asarray(stats), images, labels)
     wanted = by_hand(weights, stats, images, labels)
     assert found == pytest.approx(wanted, rel=1e-5)
@@ -68,7 +71,11 @@ def test_one_program_serves_all_batches(toy: ModuleType) -> None:
         return linear(*args, **kwargs)
 
     evaluate = make_evaluate(
-        LINEAR._replace(apply=apply), mean=MEAN, std=STD, batch_size=4
+        LINEAR._replace(apply=apply),
+        mean=MEAN,
+        std=STD,
+        batch_size=4,
+        layout=one_device(),
     )
     evaluate(jnp.ones((4, 10)), jnp.zeros(10), *make_split(toy))
     assert traces == [(4, *toy.IMAGE)]
@@ -87,12 +94,16 @@ def test_uneven_batches_of_a_supernet(toy: ModuleType) -> None:
         DARTS.relax(toy.SPACE, alphas),
     )
     found, whole = (
-        make_evaluate(toy.SUPERNET, mean=MEAN, std=STD, batch_size=size)(*arguments)
+        make_evaluate(
+            toy.SUPERNET, mean=MEAN, std=STD, batch_size=size, layout=one_device()
+        )(*arguments)
         for size in (5, NUMBER)
     )
     assert found == pytest.approx(whole, rel=1e-5)
     other = DARTS.relax(toy.SPACE, jax.tree.map(jnp.zeros_like, alphas))
-    evaluate = make_evaluate(toy.SUPERNET, mean=MEAN, std=STD, batch_size=5)
+    evaluate = make_evaluate(
+        toy.SUPERNET, mean=MEAN, std=STD, batch_size=5, layout=one_device()
+    )
     assert evaluate(*arguments[:4], other)["loss"] != pytest.approx(found["loss"])
     shifted = jax.tree.map(lambda x: x + jnp.arange(5.0), stats)
     changed = evaluate(weights, shifted, *arguments[2:])
@@ -112,7 +123,11 @@ def test_streamed_images_are_counted_alike(
     for mode in ("never", "always"):
         dataset = load_dataset("synthetic", streaming=Streaming(mode), **options)
         evaluate = make_evaluate(
-            LINEAR, mean=dataset.mean, std=dataset.std, batch_size=batch_size
+            LINEAR,
+            mean=dataset.mean,
+            std=dataset.std,
+            batch_size=batch_size,
+            layout=one_device(),
         )
         found.append(evaluate(weights, stats, dataset.test_images, dataset.test_labels))
     assert dataset.streamed and len(dataset.test_labels) == 10

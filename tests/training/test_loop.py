@@ -13,6 +13,7 @@ import pytest
 
 from darts_jax.errors import UserError
 from darts_jax.training import checkpoints, loop
+from darts_jax.training.parallel import one_device
 from darts_jax.training.run_directory import open_run
 
 STEPS, EPOCHS = 4, 3
@@ -39,6 +40,19 @@ class KilledError(Exception):
     """Stands for a kill: nothing is saved any more."""
 
 
+class ListFeed:
+    """The numbers of an epoch, as data on the device are."""
+
+    def order(self, state: Any, epoch: int) -> Any:
+        return jax.random.normal(jax.random.key(epoch), (STEPS,))
+
+    def arguments(self, order: Any) -> tuple[Any, None]:
+        return order, None
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 @jax.jit
 def one_step(state: State, sums: Any, order: jax.Array) -> Any:
     x = state.x * 1.01 + order[state.step % STEPS]
@@ -49,7 +63,7 @@ def one_step(state: State, sums: Any, order: jax.Array) -> Any:
 def make_plan(
     *, kill_at: int = -1, nan_at: int = -1, seen: list[int] | None = None
 ) -> loop.Plan:
-    def step(state: State, sums: Any, order: Any) -> Any:
+    def step(state: State, sums: Any, order: Any, data: None, count: Any) -> Any:
         number = int(state.step)
         if number == kill_at:
             raise KilledError
@@ -62,11 +76,12 @@ def make_plan(
 
     return loop.Plan(
         step=step,
-        order=lambda state, epoch: jax.random.normal(jax.random.key(epoch), (STEPS,)),
-        end_epoch=lambda state, epoch, means: {"x": float(state.x)},
+        feed=ListFeed(),
+        end_epoch=lambda run, state, epoch, means: {"x": float(state.x)},
         metrics=("train_loss",),
         steps_per_epoch=STEPS,
         images_per_step=8,
+        layout=one_device(),
     )
 
 
@@ -86,7 +101,7 @@ def run(
     with open_run(path, "search", fields, []) as directory:
         config = SimpleNamespace(**fields)
         interrupt = Stop() if stop is None else stop  # asking it would count
-        return loop.run_epochs(plan, start, directory, config, interrupt)
+        return loop.run_epochs(plan, start, [directory], config, interrupt)
 
 
 def rows(path: Path) -> bytes:
@@ -131,22 +146,17 @@ def test_timing_is_kept_apart(whole: SimpleNamespace) -> None:
 
 
 @pytest.mark.parametrize("checkpoint_every", [1, 5])
-@pytest.mark.parametrize("after", range(TOTAL + EPOCHS))
+@pytest.mark.parametrize("after", range(TOTAL))
 def test_signal_at_any_moment(
     after: int, checkpoint_every: int, whole: SimpleNamespace, tmp_path: Path
 ) -> None:
-    """The loop asks after each step and at the end of each epoch: every answer is tried."""
+    """The loop asks after each step, after an epoch's last when its row is written."""
     seen: list[int] = []
     plan = make_plan(seen=seen)
     state, complete = run(
         tmp_path, plan, Stop(after), checkpoint_every=checkpoint_every
     )
-    answers = [
-        *range(1, STEPS + 1),
-        STEPS,
-    ] * EPOCHS  # steps done in its epoch, each time
-    epoch, asked = divmod(after, STEPS + 1)
-    assert int(state.step) == epoch * STEPS + answers[asked]
+    assert int(state.step) == after + 1
     assert complete == (int(state.step) == TOTAL)
     assert saved_steps(tmp_path)[-1] == int(state.step)
     stopped = (
@@ -241,7 +251,7 @@ def test_divergence_before_any_checkpoint(tmp_path: Path) -> None:
 def test_diverged_epoch_is_not_saved_on_a_signal(tmp_path: Path) -> None:
     """It would push the last good checkpoint out."""
     with pytest.raises(UserError, match="step 4 is kept"):
-        run(tmp_path, make_plan(nan_at=4), Stop(STEPS + 3), keep_checkpoints=1)
+        run(tmp_path, make_plan(nan_at=4), Stop(STEPS + 2), keep_checkpoints=1)
     assert saved_steps(tmp_path) == [4]
 
 

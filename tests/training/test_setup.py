@@ -16,6 +16,7 @@ from darts_jax.data import AUGMENTATIONS, normalise
 from darts_jax.errors import UserError
 from darts_jax.training import setup
 from darts_jax.training.optimizers import weight_optimizer
+from darts_jax.training.parallel import one_device
 
 
 @pytest.fixture
@@ -107,7 +108,9 @@ def test_batch_larger_than_the_data() -> None:
 
 def test_images_stay_bytes_on_the_device(config: ConfigDict) -> None:
     dataset = setup.read_dataset(config)
-    split = setup.on_device(setup.Split(dataset.train_images, dataset.train_labels))
+    split = setup.on_device(
+        setup.Split(dataset.train_images, dataset.train_labels), one_device()
+    )
     assert (split.images.dtype, split.labels.dtype) == (jnp.uint8, jnp.int32)
     np.testing.assert_array_equal(split.images, dataset.train_images)
 

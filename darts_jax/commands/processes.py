@@ -1,0 +1,52 @@
+"""Several processes as one run: how a process finds the others, before JAX starts."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from darts_jax.errors import UserError
+
+FLAGS: dict[str, str | bool | None] = {
+    "distributed": False,  # find the others by Slurm, Open MPI, Kubernetes or a TPU pod
+    "coordinator": "",  # or by hand: HOST:PORT of the first process,
+    "processes": "",  # how many there are,
+    "process": "",  # and which one this is, from 0
+}
+BY_HAND = ("coordinator", "processes", "process")
+TIMEOUT = 300  # seconds until all processes have to be there
+
+
+def connect(given: Mapping[str, Any]) -> None:
+    """Joins the processes that `given`, the values of FLAGS, describe; or does nothing.
+
+    Raises:
+        UserError: some of the flags are missing or no numbers, or the others are not found.
+    """
+    named = [name for name in BY_HAND if given[name]]
+    if not named and not given["distributed"]:
+        return
+    options: dict[str, Any] = {}
+    if named:
+        if len(named) < len(BY_HAND):
+            missing = [f"--{name}" for name in BY_HAND if name not in named]
+            raise UserError(f"--{named[0]} needs {' and '.join(missing)} too")
+        count, index = (_number(given[name], name) for name in BY_HAND[1:])
+        if index >= count:
+            raise UserError(f"--process={index}: choose 0 to {count - 1}")
+        options = {
+            "coordinator_address": given["coordinator"],
+            "num_processes": count,
+            "process_id": index,
+        }
+    import jax
+
+    try:
+        jax.distributed.initialize(initialization_timeout=TIMEOUT, **options)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"cannot join the other processes: {reason:.200}") from error
+
+
+def _number(text: Any, name: str) -> int:
+    if not str(text).isdecimal():
+        raise UserError(f"--{name}={text}: expected a whole number")
+    return int(text)

@@ -1,0 +1,247 @@
+"""Devices: one mesh with the axes ("seed", "data"), and how a run's arrays lie on it.
+
+A batch is split along "data", the runs of several seeds along "seed"; weights, alphas and
+images are whole on every device of their seed. `jit` follows these shardings, so one device,
+eight, or eight of several processes run the same program text, batch norm is over the whole
+batch, and gradients are summed by the compiler. Every process computes the same rows and
+decisions; the first one writes (`leads`).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from darts_jax.errors import UserError
+
+SEED, DATA = "seed", "data"
+AUTO = (AxisType.Auto, AxisType.Auto)  # the compiler completes the shardings
+
+
+class Layout(NamedTuple):
+    """How arrays lie on the mesh.
+
+    seeds: how many runs one program trains; their states are stacked on a first axis.
+    0: one run, and no such axis.
+    """
+
+    mesh: Mesh
+    seeds: int = 0
+
+    @property
+    def everywhere(self) -> NamedSharding:
+        """Whole on every device."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def state(self) -> NamedSharding:
+        """Of states and sums: the stacked seeds are split, all else is whole."""
+        axes = (SEED,) if self.seeds else ()
+        return NamedSharding(self.mesh, PartitionSpec(*axes))
+
+    @property
+    def batch(self) -> NamedSharding:
+        """Of a batch: its first axis is split."""
+        return NamedSharding(self.mesh, PartitionSpec(DATA))
+
+    def split(self, batch: Any) -> Any:
+        """Splits a batch inside a compiled program."""
+        return jax.lax.with_sharding_constraint(batch, self.batch)
+
+    def per_seed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns the function mapped over the seeds of its first argument, if stacked."""
+        if not self.seeds:
+            return function
+
+        def mapped(first: Any, *shared: Any) -> Any:
+            axes = (0, *(None for _ in shared))
+            return jax.vmap(function, axes, spmd_axis_name=SEED)(first, *shared)
+
+        return mapped
+
+    def start(self, initialise: Callable[[Any], Any], seeds: Sequence[int]) -> Any:
+        """Returns `initialise(key)` of the seeds' keys: a state, or a stack of them."""
+        numbers = np.array(seeds, np.uint32) if self.seeds else np.uint32(seeds[0])
+        build = self.per_seed(lambda seed: initialise(jax.random.key(seed)))
+        return jax.jit(build, out_shardings=self.state)(numbers)
+
+    def put(self, tree: Any, sharding: NamedSharding | None = None) -> Any:
+        """Copies a tree that every process has whole to the devices, as `state` is."""
+        place = partial(_put, sharding=sharding or self.state)
+        return jax.tree.map(place, tree)
+
+    def put_part(self, tree: Any) -> Any:
+        """Copies this process's part of a batch to its devices."""
+        place = partial(jax.make_array_from_process_local_data, self.batch)
+        return jax.tree.map(place, tree)
+
+    def members(self, state: Any) -> list[Any]:
+        """Returns the state of every run, whole on every device."""
+        if not self.seeds:
+            return [state]
+
+        return [_member(state, np.int32(i), self.everywhere) for i in range(self.seeds)]
+
+    def stack(self, states: Sequence[Any]) -> Any:
+        """Returns what `members` takes apart, on the devices."""
+        if not self.seeds:
+            return self.put(states[0])
+        return self.put(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states))
+
+
+@partial(jax.jit, static_argnums=2)
+def _member(state: Any, index: Any, sharding: NamedSharding) -> Any:
+    one = jax.tree.map(lambda leaf: leaf[index], state)
+    return jax.lax.with_sharding_constraint(one, sharding)
+
+
+def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    if sharding.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = _put(jax.random.key_data(leaf), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    whole = np.asarray(leaf)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda i: whole[i])
+
+
+def make_layout(config: Any, seeds: int = 0) -> Layout:
+    """Returns the layout of a run, or of the runs of several seeds in one program.
+
+    config: of the run: batch_size, accumulate, batch_norm.groups, parallel.
+
+    Raises:
+        UserError: there are not so many devices, or seeds or batch do not divide.
+    """
+    devices = _devices(config.parallel.devices)
+    along_seeds = config.parallel.seed_devices if seeds else 1
+    if not along_seeds:
+        along_seeds = math.gcd(seeds, len(devices))
+    if seeds % along_seeds or len(devices) % along_seeds:
+        divisors = _divisors(math.gcd(seeds, len(devices)))
+        raise UserError(
+            f"config.parallel.seed_devices={along_seeds} does not divide {seeds} seeds and "
+            f"{len(devices)} devices; choose {_any_of(divisors)}"
+        )
+    along_data = len(devices) // along_seeds
+    check_batch(config, along_data)
+    grid = np.array(devices).reshape(along_seeds, along_data)
+    mesh = Mesh(grid, (SEED, DATA), axis_types=AUTO)
+    return Layout(mesh, seeds)
+
+
+def one_device() -> Layout:
+    """Returns the layout of one run on the first device."""
+    grid = np.array(jax.devices()[:1]).reshape(1, 1)
+    return Layout(Mesh(grid, (SEED, DATA), axis_types=AUTO))
+
+
+def _devices(wanted: int) -> list[Any]:
+    devices = jax.devices()
+    if wanted > len(devices):
+        raise UserError(
+            f"config.parallel.devices={wanted}, but there are {len(devices)}; choose at "
+            f"most {len(devices)}, or 0 for all"
+        )
+    if wanted not in (0, len(devices)) and jax.process_count() > 1:
+        raise UserError(
+            f"config.parallel.devices={wanted}: several processes use all of their "
+            f"{len(devices)} devices; choose 0"
+        )
+    return devices[: wanted or len(devices)]
+
+
+def check_batch(config: Any, devices: int) -> None:
+    """Raises UserError, with the nearest sizes, where a batch cannot be split evenly."""
+    size, parts, groups = (
+        config.batch_size,
+        config.accumulate,
+        config.batch_norm.groups,
+    )
+    unit = parts * math.lcm(devices, groups)
+    if size % unit == 0:
+        return
+    among = [
+        text
+        for number, text in (
+            (parts, f"accumulate={parts} parts"),
+            (devices, f"{devices} devices"),
+            (groups, f"batch_norm.groups={groups}"),
+        )
+        if number > 1
+    ]
+    below, above = size // unit * unit, -(-size // unit) * unit
+    raise UserError(
+        f"config.batch_size={size} does not divide among {' and '.join(among)}: choose "
+        f"{_any_of([n for n in (below, above) if n])}"
+    )
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _any_of(numbers: Sequence[int]) -> str:
+    return " or ".join(map(str, numbers))
+
+
+def compile_steps(step: Callable[..., Any], layout: Layout, at_once: int) -> Any:
+    """Returns the jitted `(state, sums, order, data, count) -> (state, sums)`.
+
+    step: `(state, sums, order, data) -> (state, sums)`, one training step of one run.
+    at_once: more than 1: `count` steps, at most so many, are one call, a loop on the device,
+        so that the host is not asked between them; 1: every call is one step (XLA:CPU runs
+        what is in a loop several times more slowly).
+    """
+
+    def once(state: Any, sums: Any, order: Any, data: Any) -> Any:
+        if not layout.seeds:
+            return step(state, sums, order, data)
+        mapped = jax.vmap(step, (0, 0, 0, None), spmd_axis_name=SEED)
+        return mapped(state, sums, order, data)
+
+    shardings = (layout.state, layout.state)
+
+    @partial(jax.jit, donate_argnums=(0, 1), out_shardings=shardings)
+    def steps(state: Any, sums: Any, order: Any, data: Any, count: Any) -> Any:
+        if at_once == 1:
+            return once(state, sums, order, data)
+
+        def body(_: Any, carry: Any) -> Any:
+            state, sums = carry
+            return once(state, sums, order, data)
+
+        return jax.lax.fori_loop(0, count, body, (state, sums))
+
+    return steps
+
+
+def steps_at_once(config: Any, streamed: bool) -> int:
+    """Returns how many steps a compiled call makes at most: `parallel.steps_per_call`."""
+    if streamed:
+        return 1  # every step waits for its own batch
+    chosen = config.parallel.steps_per_call
+    return chosen or (1 if jax.default_backend() == "cpu" else config.log_every_steps)
+
+
+def process() -> tuple[int, int]:
+    """Returns (index, count) of this process among those that share the run."""
+    return jax.process_index(), jax.process_count()
+
+
+def leads() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process; all of them have to ask."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.process_allgather(np.array(flag)).any())

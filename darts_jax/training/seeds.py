@@ -1,0 +1,115 @@
+"""The runs of several seeds: a folder each, trained in one program or one after another.
+
+Every folder is a run like any other, with its own config, metrics, genotype and result, so
+that a report shows their mean and spread and each can be resumed alone.
+"""
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from darts_jax.errors import UserError
+from darts_jax.training.loop import shared_steps
+from darts_jax.training.parallel import any_process, leads
+from darts_jax.training.run_directory import RunDirectory, follow_run, open_run
+
+
+def folders(workdir: Path, config: Mapping[str, Any]) -> dict[Path, dict[str, Any]]:
+    """Returns {run directory: its config}: `workdir`, or `workdir/seedN` for many seeds.
+
+    Raises:
+        UserError: `workdir` holds a single run, and the config asks for several.
+    """
+    if config["num_seeds"] == 1:
+        return {workdir: dict(config)}
+    if (workdir / "config.json").exists():
+        raise UserError(
+            f"{workdir} holds a single run; config.num_seeds={config['num_seeds']} needs "
+            "a new folder, or choose num_seeds=1"
+        )
+    first = config["seed"]
+    return {
+        workdir / f"seed{seed}": {**config, "seed": seed, "num_seeds": 1}
+        for seed in range(first, first + config["num_seeds"])
+    }
+
+
+@contextmanager
+def open_runs(
+    workdir: Path, command: str, config: Mapping[str, Any], argv: Sequence[str]
+) -> Iterator[list[RunDirectory]]:
+    """Opens the run of every seed of `config`; raises UserError as `open_run` does."""
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(_open(folder, command, own, argv))
+            for folder, own in folders(workdir, config).items()
+        ]
+
+
+def _open(
+    folder: Path, command: str, config: Mapping[str, Any], argv: Sequence[str]
+) -> RunDirectory:
+    """Opens a run in the first process, then follows it in the others.
+
+    A mistake in any of them ends them all: they would wait for each other.
+    """
+    if jax.process_count() == 1:
+        return open_run(folder, command, config, argv)
+    run, mistake = None, None
+    for turn in (True, False):
+        try:
+            if leads() and turn:
+                run = open_run(folder, command, config, argv)
+            elif not leads() and not turn:
+                run = follow_run(folder, command, config)
+        except UserError as error:
+            mistake = error
+        if any_process(mistake is not None):
+            if run is not None:
+                run.close()
+            raise mistake or UserError(f"another process cannot use {folder}")
+    assert run is not None
+    return run
+
+
+def trains_together(config: Any, runs: int, streamed: bool) -> bool:
+    """Whether the runs of several seeds are one program: `parallel.seeds`.
+
+    Raises:
+        UserError: "together" with streamed data, which feed one run at a time.
+    """
+    mode = config.parallel.seeds
+    if streamed and mode == "together":
+        raise UserError(
+            "config.parallel.seeds='together' needs the data on the device; choose auto "
+            "or in_turn, or dataset.streaming=never"
+        )
+    # On a CPU the vmapped program takes longer than the programs one after another.
+    wanted = mode == "together" or (mode == "auto" and jax.default_backend() != "cpu")
+    return runs > 1 and wanted and not streamed
+
+
+def groups(runs: Sequence[RunDirectory], together: bool) -> list[list[RunDirectory]]:
+    """Returns the runs that have no result yet, in groups to be trained as one program.
+
+    Runs of one group have a checkpoint of the same step, or none; seeds that were added
+    later form a group of their own.
+    """
+    left = [run for run in runs if run.result is None]
+    if not together or not left:
+        return [[run] for run in left]
+    if shared_steps(left) or not any(shared_steps([run]) for run in left):
+        return [left]
+    by_step: dict[int, list[RunDirectory]] = {}
+    for run in left:
+        by_step.setdefault(max(shared_steps([run]), default=0), []).append(run)
+    return list(by_step.values())
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Returns "mean +- sample standard deviation" of two or more accuracies."""
+    return f"{statistics.mean(values):.4f} +- {statistics.stdev(values):.4f}"
