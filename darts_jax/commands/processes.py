@@ -43,7 +43,10 @@ def connect(given: Mapping[str, Any]) -> None:
         jax.distributed.initialize(initialization_timeout=TIMEOUT, **options)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"cannot join the other processes: {reason:.200}") from error
+        hint = "" if named else "; without Slurm and the like give --coordinator"
+        raise UserError(
+            f"cannot join the other processes: {reason:.200}{hint}"
+        ) from error
 
 
 def _number(text: Any, name: str) -> int:

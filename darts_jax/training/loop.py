@@ -17,7 +17,7 @@ from darts_jax.errors import UserError
 from darts_jax.training import checkpoints
 from darts_jax.training.feed import Feed
 from darts_jax.training.interrupt import Interrupt
-from darts_jax.training.parallel import Layout, any_process
+from darts_jax.training.parallel import Layout, any_process, compiled_together
 from darts_jax.training.progress import show_progress
 from darts_jax.training.run_directory import RunDirectory
 
@@ -80,7 +80,7 @@ def _run(
 ) -> tuple[Any, bool]:
     on_cpu = jax.default_backend() == "cpu"
     state, sums = _latest(plan, state, runs)
-    done, steps = _steps_done(state), plan.steps_per_epoch
+    done, steps, step = _steps_done(state), plan.steps_per_epoch, None
     for run in runs:
         run.truncate_after(done // steps - 1)
     total, every = config.num_epochs * steps, config.log_every_steps
@@ -94,8 +94,9 @@ def _run(
             first = i = done % steps
             while i < steps:
                 count = min(plan.at_once, steps - i, every - done % every)
-                arguments = plan.feed.arguments(order)
-                state, sums = plan.step(state, sums, *arguments, np.int32(count))
+                arguments = (*plan.feed.arguments(order), np.int32(count))
+                step = step or compiled_together(plan.step, state, sums, *arguments)
+                state, sums = step(state, sums, *arguments)
                 if on_cpu:
                     # Steps take seconds there and queue up by the dozen: a signal would be
                     # answered only after all of them.

@@ -222,6 +222,19 @@ def compile_steps(step: Callable[..., Any], layout: Layout, at_once: int) -> Any
     return steps
 
 
+def compiled_together(program: Any, *arguments: Any) -> Any:
+    """Returns the program, compiled in every process before any of them runs it.
+
+    A process that is through first would wait for the others in its first sum, which Gloo
+    (on CPUs) gives up after 30 seconds; a large program takes minutes.
+    """
+    if jax.process_count() == 1:
+        return program
+    compiled = program.lower(*arguments).compile()
+    any_process(False)
+    return compiled
+
+
 def steps_at_once(config: Any, streamed: bool) -> int:
     """Returns how many steps a compiled call makes at most: `parallel.steps_per_call`."""
     if streamed:

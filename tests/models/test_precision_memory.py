@@ -1,4 +1,4 @@
-"""bfloat16 compute, rematerialised cells, batch norm by parts: what they may change, and not."""
+"""bfloat16 compute, rematerialised cells, batch norm by parts: what they may change."""
 
 from collections.abc import Iterator
 from functools import partial
