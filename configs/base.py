@@ -24,6 +24,7 @@ def shrink(config: ConfigDict) -> None:
     config.dataset.test_limit = 32
     config.model.num_cells = 3
     config.model.channels = 4
+    config.checkpoint_every = 1
     config.tensorboard = False
 
 

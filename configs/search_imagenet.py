@@ -6,11 +6,11 @@
 The path holds a folder a split (train, test) with a folder of images a class, or the
 imagenet2012 set as tensorflow-datasets prepares it (array_record files).
 The data are those of PC-DARTS (Xu et al. 2020, section 4.3): of every class 10 % of the
-training images for the weights and another 2.5 % for the alphas; so are batch, epochs and
-learning rates. Reproduces nothing published: the method is first-order DARTS with all
-channels and alphas from the first epoch on (there: a quarter of the channels, alphas from
-epoch 35 on), and the supernet has the CIFAR stem at 32x32 (there: three convolutions of
-stride 2 at 224x224). PC-DARTS retrained its cell to 24.2 % top-1 and 7.3 % top-5 error.
+training images for the weights and another 2.5 % for the alphas; so are image size, stem,
+batch, epochs and learning rates. Reproduces nothing published: the method is first-order
+DARTS with all channels and alphas from the first epoch on (there: a quarter of the channels,
+alphas from epoch 35 on). PC-DARTS retrained its cell to 24.2 % top-1 and 7.3 % top-5 error.
+A batch of 1024 needs several GPUs; `--dry-run` says how much memory, `accumulate` saves some.
 `:tiny` is a two-epoch run of a small supernet on a few images.
 """
 
@@ -23,7 +23,8 @@ def get_config(arg: str = "") -> ConfigDict:
     """Returns the search on ImageNet; arg: "tiny"."""
     base.check_argument(arg, "tiny")
     config = base.get_config()
-    retrain_imagenet.stream(config, image_size=32)
+    retrain_imagenet.stream(config, image_size=224)
+    config.model.stem = "imagenet"
     config.dataset.fraction = 0.125
     config.dataset.train_fraction = 0.8  # 10 % of all for the weights, 2.5 % the alphas
     config.batch_size = 1024
@@ -35,5 +36,5 @@ def get_config(arg: str = "") -> ConfigDict:
         base.shrink_search(config)
         config.dataset.fraction = 0.5
         config.dataset.train_fraction = 0.5
-        config.dataset.image_size = 8
+        config.dataset.image_size = 32
     return config

@@ -17,52 +17,74 @@ if [[ ! $randoms =~ ^[0-9]+$ ]]; then
 fi
 ensure_environment ""
 mkdir -p "$runs"
+claims=$(mktemp -d)
+trap 'rm -rf "$claims"' EXIT
 
-pids=()
-# Children save and stop on SIGTERM; as background jobs of a script they ignore Ctrl-C itself.
+# Ends the processes started here. They save and stop on SIGTERM; as background jobs of a
+# script they ignore Ctrl-C itself.
 stop() {
     trap - INT TERM
-    kill -TERM ${pids[@]+"${pids[@]}"} 2>/dev/null || true
+    # shellcheck disable=SC2046
+    kill -TERM $(jobs -p) 2>/dev/null || true
     wait || true
     exit "$1"
 }
+
+# retrain NAME OPTION...: retrains a cell; where that fails, shows the end of its log.
+retrain() {
+    local name=$1 status=0
+    local log=$runs/$name.log
+    shift
+    "$python" -m darts_jax retrain --config="configs/retrain_digits.py$variant" \
+        --workdir="$runs/$name" --noconfig.progress "$@" > "$log" 2>&1 &
+    wait $! || status=$?
+    if ((status)); then
+        tail -n 20 "$log" >&2
+        echo "retraining $name failed with status $status; the whole log: $log" >&2
+        exit "$status"
+    fi
+}
+
+# Retrains the random cells that the other lane has not begun: mkdir succeeds only once.
+retrain_random() {
+    local seed
+    for ((seed = 1; seed <= randoms; seed++)); do
+        if mkdir "$claims/$seed" 2>/dev/null; then
+            retrain "random-$seed" --config.genotype=random --config.genotype_seed="$seed"
+        fi
+    done
+}
+
+# Two lanes keep two cores busy: random cells do not wait for the search.
+searched_lane() {
+    trap 'stop 143' TERM
+    "$python" -m darts_jax search --config="configs/search_digits.py$variant" \
+        --workdir="$runs/search" &
+    wait $!
+    echo "retraining derived (log: $runs/derived.log)"
+    retrain derived --config.genotype="$runs/search/genotype.json"
+    retrain_random
+}
+random_lane() {
+    trap 'stop 143' TERM
+    retrain_random
+}
+
 trap 'stop 130' INT
 trap 'stop 143' TERM
-
-# Waits for every process started; the first failure ends the script with its log.
-finish() {
-    local i
-    for i in "${!pids[@]}"; do
-        wait "${pids[$i]}" || {
-            local status=$?
-            tail -n 20 "${logs[$i]}" >&2
-            echo "failed with status $status; the whole log: ${logs[$i]}" >&2
-            stop "$status"
-        }
-    done
-    pids=() logs=()
-}
-
-logs=() folders=("$runs/search")
-# retrain NAME OPTION...: starts a retraining; two run at a time.
-retrain() {
-    local name=$1
-    shift
-    echo "retraining $name (log: $runs/$name.log)"
-    "$python" -m darts_jax retrain --config="configs/retrain_digits.py$variant" \
-        --workdir="$runs/$name" --noconfig.progress "$@" > "$runs/$name.log" 2>&1 &
-    pids+=($!) logs+=("$runs/$name.log") folders+=("$runs/$name")
-    if ((${#pids[@]} == 2)); then finish; fi
-}
-
 echo "searching (in $runs/search)"
-"$python" -m darts_jax search --config="configs/search_digits.py$variant" \
-    --workdir="$runs/search" &
-pids=($!) logs=(/dev/null)
-finish
-retrain derived --config.genotype="$runs/search/genotype.json"
+if ((randoms)); then
+    echo "beside it retraining $randoms random cells (logs: $runs/random-*.log)"
+fi
+searched_lane &
+searched=$!
+random_lane &
+random=$!
+wait "$searched" || stop $?
+wait "$random" || stop $?
+
+folders=("$runs/search" "$runs/derived")
 for ((seed = 1; seed <= randoms; seed++)); do
-    retrain "random-$seed" --config.genotype=random --config.genotype_seed="$seed"
+    folders+=("$runs/random-$seed")
 done
-finish
 "$python" -m darts_jax report --output="$runs/report.html" "${folders[@]}"

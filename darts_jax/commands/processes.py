@@ -24,6 +24,8 @@ def connect(given: Mapping[str, Any]) -> None:
     named = [name for name in BY_HAND if given[name]]
     if not named and not given["distributed"]:
         return
+    if given.get("dry-run"):
+        raise UserError("--dry-run is of one process; leave out --distributed and others")
     options: dict[str, Any] = {}
     if named:
         if len(named) < len(BY_HAND):

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from darts_jax.types import Weights
 
@@ -34,6 +35,9 @@ def initial_weights(key: jax.Array, shapes: Any) -> Weights:
     Args:
         key: PRNG key.
         shapes: the "params" collection of a module as given by `jax.eval_shape`.
+
+    Returns:
+        A pytree like `shapes`, of numpy arrays where the key is not traced.
     """
     paths, treedef = jax.tree.flatten_with_path(shapes)
     names = [path[-1].key for path, _ in paths]
@@ -43,13 +47,19 @@ def initial_weights(key: jax.Array, shapes: Any) -> Weights:
     sizes = [
         leaf.size if fan else 0 for fan, (_, leaf) in zip(fans, paths, strict=True)
     ]
-    drawn = jax.random.uniform(key, (sum(sizes),), jnp.float32, -1.0, 1.0)
+    drawn: Any = jax.random.uniform(key, (sum(sizes),), jnp.float32, -1.0, 1.0)
+    traced = isinstance(drawn, jax.core.Tracer)
+    # Outside of a compiled program the leaves are cut on the host: as parts of a program
+    # they are hundreds of loops, which take longer to compile than the whole network.
+    array: Any = jnp if traced else np
+    if not traced:
+        drawn = np.asarray(drawn)
     leaves, start = [], 0
     for name, fan, size, (_, leaf) in zip(names, fans, sizes, paths, strict=True):
         if fan:
             values = drawn[start : start + size].reshape(leaf.shape)
-            leaves.append(values / math.sqrt(fan))
+            leaves.append(values * np.float32(1 / math.sqrt(fan)))
         else:
-            leaves.append(jnp.full(leaf.shape, float(name == "scale"), jnp.float32))
+            leaves.append(array.full(leaf.shape, float(name == "scale"), array.float32))
         start += size
     return jax.tree.unflatten(treedef, leaves)

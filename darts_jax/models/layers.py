@@ -12,17 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from darts_jax.errors import UserError
 from darts_jax.kernels.pool import native_avg_pool, native_max_pool
 from darts_jax.models import depthwise
-from darts_jax.models.normalise import EPSILON, batch_norm, plain_batch_norm, wide
+from darts_jax.models.normalise import EPSILON, batch_norm, exact, wide
 
 ZEROS, ONES = nn.initializers.zeros, nn.initializers.ones
 IMAGE_AXES = (-3, -2, -1)  # batch, height, width
 
 
 def _as_computed(kernel: jax.Array, x: jax.Array) -> jax.Array:
-    """Returns the float32 parameter in the activation's type, if that is a shorter one."""
+    """Returns a float32 kernel in the activation's dtype, if that is a shorter one."""
     return kernel.astype(x.dtype) if x.dtype == jnp.bfloat16 else kernel
 
 
@@ -139,55 +138,32 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        given = x.dtype
-        if given == jnp.bfloat16:
-            x = x.astype(jnp.float32)
         if self.edges:
             x = x[None]
         features = x.shape[:-3]
         stored = (self.edges, *features[1:]) if self.edges else features
         mean = self.variable("batch_stats", "mean", jnp.zeros, stored, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, stored, jnp.float32)
-        scale, bias = jnp.ones(features, x.dtype), jnp.zeros(features, x.dtype)
+        dtype = exact(x.dtype)
+        scale, bias = jnp.ones(features, dtype), jnp.zeros(features, dtype)
         if self.affine:
-            scale = self.param("scale", ONES, features, jnp.float32).astype(x.dtype)
-            bias = self.param("bias", ZEROS, features, jnp.float32).astype(x.dtype)
+            scale = self.param("scale", ONES, features, jnp.float32).astype(dtype)
+            bias = self.param("bias", ZEROS, features, jnp.float32).astype(dtype)
         if not train and self.evaluation == "running":
             factor = lax.rsqrt(var.value + EPSILON)
             y = (x - wide(mean.value)) * wide(factor * scale) + wide(bias)
-            return y.astype(given)
+            return y.astype(x.dtype)
         grouped = x.reshape(-1, *x.shape[-4:])
         scale, bias = (v.reshape(len(grouped), -1) for v in (scale, bias))
         groups = self.groups if train and not self.is_initializing() else 1
-        if groups == 1:
-            y, batch_mean, batch_var = batch_norm(grouped, scale, bias)
-        else:
-            y, batch_mean, batch_var = _group_norm(grouped, scale, bias, groups)
+        y, batch_mean, batch_var = batch_norm(grouped, scale, bias, groups)
         if train and not self.is_initializing():
             count = grouped[0, 0].size // groups
             unbiased = count / max(count - 1, 1) * batch_var.reshape(features)
             kept = self.momentum
             mean.value = kept * mean.value + (1 - kept) * batch_mean.reshape(features)
             var.value = kept * var.value + (1 - kept) * unbiased
-        return y.reshape(x.shape).astype(given)
-
-
-def _group_norm(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`batch_norm` of every part of the batch; the moments are means over the parts.
-
-    The parts are contiguous and an axis of their own: where the batch is split among as
-    many devices, nothing moves between them.
-    """
-    edges, channels, batch, *image = x.shape
-    if batch % groups:
-        raise UserError(
-            f"config.batch_norm.groups={groups} does not divide a batch of {batch}"
-        )
-    parts = x.reshape(edges, channels, groups, batch // groups, *image)
-    y, mean, variance = plain_batch_norm(parts, scale[..., None], bias[..., None])
-    return y.reshape(x.shape), mean.mean(-1), variance.mean(-1)
+        return y.reshape(x.shape)
 
 
 class Linear(nn.Module):
@@ -228,8 +204,7 @@ def max_pool(x: jax.Array, *, stride: int) -> jax.Array:
     are compared first, then rows, and only a strictly greater value replaces the first.
     """
     if depthwise.choice() == "native":
-        exact = jnp.promote_types(x.dtype, jnp.float32)
-        return native_max_pool(x.astype(exact), stride).astype(x.dtype)
+        return native_max_pool(x.astype(exact(x.dtype)), stride).astype(x.dtype)
     for axis in (-1, -2):
         views = _shifts(x, x.ndim + axis, 3, stride, 1, -jnp.inf)
         x = views[0]
@@ -243,8 +218,7 @@ def avg_pool(
 ) -> jax.Array:
     """Average pool, `[..., H, W]` to `[..., H', W']`; padding is left out of the count."""
     if depthwise.choice() == "native" and (size, pad, x.ndim) == (3, 1, 4):
-        exact = jnp.promote_types(x.dtype, jnp.float32)
-        return native_avg_pool(x.astype(exact), stride).astype(x.dtype)
+        return native_avg_pool(x.astype(exact(x.dtype)), stride).astype(x.dtype)
     counts = []
     for axis in (-1, -2):
         length = x.shape[axis]

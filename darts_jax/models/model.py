@@ -11,7 +11,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from darts_jax.errors import unknown
 from darts_jax.models.initial import initial_weights
 from darts_jax.models.layers import (
     BatchNorm,
@@ -22,6 +24,8 @@ from darts_jax.models.layers import (
 )
 from darts_jax.models.operations import OPERATIONS
 from darts_jax.types import BatchStats, Model, Weights
+
+PRECISIONS = ("float32", "bfloat16")
 
 
 def _shapes(
@@ -50,16 +54,21 @@ def as_model(
         sample: cell arguments of the right shapes, for tracing the shapes of the weights.
         cell_arguments: turns what `apply` gets after the images into cell arguments; the
             default takes edge weights.
-        precision: "bfloat16" casts images and edge weights, and with them all activations;
-            what lasts stays float32. "float32" leaves types as they come.
+        precision: "bfloat16" casts the images, and with them all activations; what lasts
+            stays float32, edge weights too. "float32" leaves types as they come.
+
+    Raises:
+        UserError: there is no such precision.
     """
+    if precision not in PRECISIONS:
+        raise unknown("config.precision", precision, PRECISIONS)
     pack = cell_arguments or (lambda edge_weights: {"edge_weights": edge_weights})
 
     def init(key: jax.Array) -> tuple[Weights, BatchStats]:
         shapes = _shapes(module, image_shape, sample)
         stats = jax.tree.map_with_path(
             # With its dtype given: a weakly typed leaf would compile the step twice.
-            lambda path, leaf: jnp.full(
+            lambda path, leaf: np.full(
                 leaf.shape, float(path[-1].key == "var"), leaf.dtype
             ),
             shapes.get("batch_stats", {}),
@@ -77,19 +86,13 @@ def as_model(
     ) -> tuple[Any, BatchStats]:
         variables = {"params": weights, "batch_stats": batch_stats}
         key = jax.random.key(0) if key is None else key
-        arguments = pack(*args, **kwargs)
         if precision == "bfloat16":
             images = images.astype(jnp.bfloat16)
-            if "edge_weights" in arguments:
-                short = jax.tree.map(
-                    lambda w: w.astype(jnp.bfloat16), arguments["edge_weights"]
-                )
-                arguments = {**arguments, "edge_weights": short}
         rngs = {"noise": key, "drop_path": key}
         logits, updated = module.apply(
             variables,
             images,
-            arguments,
+            pack(*args, **kwargs),
             train=train,
             rngs=rngs,
             mutable=["batch_stats"],

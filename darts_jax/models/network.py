@@ -7,14 +7,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from darts_jax.errors import UserError, unknown
+from darts_jax.errors import UserError
 from darts_jax.genotype import CellGenotype, Genotype
 from darts_jax.models.layers import BatchNorm
 from darts_jax.models.model import as_model
+from darts_jax.models.normalise import exact
 from darts_jax.models.operations import OPERATIONS, Norm, preprocess
 from darts_jax.models.skeleton import (
     DartsSkeleton,
     NasBench201Skeleton,
+    check_stem,
     reduction_cells,
 )
 from darts_jax.types import Model
@@ -30,7 +32,8 @@ def drop_path(x: jax.Array, probability: Any, key: jax.Array) -> jax.Array:
     """
     keep = 1.0 - probability
     mask = jax.random.bernoulli(key, keep, (x.shape[1],))
-    return x * (mask / keep).astype(x.dtype)[:, None, None]
+    scale = (mask / keep).astype(exact(x.dtype))
+    return (x * scale[:, None, None]).astype(x.dtype)
 
 
 class DerivedCell(nn.Module):
@@ -67,17 +70,16 @@ class DerivedCell(nn.Module):
 
 # What each skeleton needs of a genotype: its cells and how many inputs they have.
 CELLS = {"darts": (("normal", "reduce"), 2), "nas_bench_201": (("cell",), 1)}
-STEMS = ("cifar", "imagenet")
 
 
 def _check_genotype(genotype: Genotype, stem: str, auxiliary: bool) -> None:
     """Raises UserError for cells, a stem or a head that the skeleton does not have."""
     skeleton, (kinds, num_inputs) = genotype.space, CELLS[genotype.space]
-    if stem not in STEMS:
-        raise unknown("model.stem", stem, STEMS)
-    if skeleton != "darts" and (auxiliary or stem != "cifar"):
-        field = "model.auxiliary=True" if auxiliary else f"model.stem={stem!r}"
-        raise UserError(f"{field} needs a darts genotype, this is one of {skeleton}")
+    check_stem(stem, skeleton)
+    if skeleton != "darts" and auxiliary:
+        raise UserError(
+            f"model.auxiliary=True needs the darts skeleton, this is {skeleton}"
+        )
     for kind in kinds:
         if kind not in genotype.cells:
             raise UserError(f"the genotype has no {kind!r} cell; needed: {list(kinds)}")
@@ -137,7 +139,8 @@ def make_network(
 
     Raises:
         UserError: the skeleton of the genotype's space lacks one of its cells, the stem
-            or the auxiliary head, or the images are too small for that head.
+            or the auxiliary head, the images are too small for that head, or there is no
+            such precision.
     """
     norm = functools.partial(BatchNorm, affine=True, groups=norm_groups)
     _check_genotype(genotype, stem, auxiliary)

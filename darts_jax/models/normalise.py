@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from darts_jax.errors import UserError
 from darts_jax.kernels.stage import channel_moments, channel_sums
 from darts_jax.models.depthwise import native
 
@@ -20,6 +21,11 @@ EPSILON = 1e-5
 def wide(per_channel: jax.Array) -> jax.Array:
     """`[..., C]` to `[..., C, 1, 1, 1]`."""
     return per_channel[..., None, None, None]
+
+
+def exact(dtype: Any) -> Any:
+    """Returns the dtype of moments, means and logits: float32 at least."""
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 def scale_and_shift(
@@ -60,32 +66,85 @@ def through_norm(
 
 
 def batch_norm(
-    x: jax.Array, scale: jax.Array, bias: jax.Array
+    x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int = 1
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalises with the batch's own moments.
 
     Args:
         x: `[n, C, B, H, W]`.
-        scale: `[n, C]`, as bias.
+        scale: `[n, C]`, as bias; of the dtype `exact(x.dtype)`.
         bias: added to what is normalised and scaled.
+        groups: contiguous parts of the batch, each normalised with moments of its own.
 
     Returns:
-        The result, shaped like x, and mean and biased variance `[n, C]`, through which no
-        gradient may flow where the kernels are used: they are for running statistics.
+        The result, of x's shape and dtype, and mean and biased variance `[n, C]`, each the
+        mean over the groups, through which no gradient may flow where the kernels are used:
+        they are for running statistics.
+
+    Raises:
+        UserError: the batch does not divide among the groups.
     """
-    exact = x.dtype in (jnp.float32, jnp.float64)
-    return (_batch_norm if exact and native() else plain_batch_norm)(x, scale, bias)
+    if x.dtype not in (jnp.float32, jnp.float64):
+        function = _short_batch_norm
+    else:
+        function = _batch_norm if native() else plain_batch_norm
+    if groups == 1:
+        return function(x, scale, bias)
+    edges, channels, batch, *image = x.shape
+    if batch % groups:
+        raise UserError(
+            f"config.batch_norm.groups={groups} does not divide a batch of {batch}; choose "
+            f"one of {[n for n in range(1, batch + 1) if batch % n == 0]}"
+        )
+    part = (batch // groups, *image)
+    if function is _batch_norm:  # for the kernels a group is one more channel
+        parts = x.reshape(edges, channels * groups, *part)
+        scale, bias = (jnp.repeat(values, groups, 1) for values in (scale, bias))
+    else:  # an axis of its own: a batch split among as many devices stays where it is
+        parts = x.reshape(edges, channels, groups, *part)
+        scale, bias = scale[..., None], bias[..., None]
+    y, *moments = function(parts, scale, bias)
+    mean, variance = (m.reshape(edges, channels, groups).mean(-1) for m in moments)
+    return y.reshape(x.shape), mean, variance
 
 
 def plain_batch_norm(
     x: jax.Array, scale: jax.Array, bias: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`batch_norm` by differentiable operations; further axes may stand before B."""
-    mean = x.mean((-3, -2, -1), keepdims=True)
-    centred = x - mean
+    values = x.astype(exact(x.dtype))
+    mean = values.mean((-3, -2, -1), keepdims=True)
+    centred = values - mean
     variance = jnp.square(centred).mean((-3, -2, -1), keepdims=True)
     y = centred * lax.rsqrt(variance + EPSILON) * wide(scale) + wide(bias)
-    return y, mean[..., 0, 0, 0], variance[..., 0, 0, 0]
+    return y.astype(x.dtype), mean[..., 0, 0, 0], variance[..., 0, 0, 0]
+
+
+# Of bfloat16 values: the gradient computes again what is float32 and as large as they are,
+# and keeps the values themselves and the sums (the moments) only.
+_short_batch_norm = jax.checkpoint(
+    plain_batch_norm, policy=lambda primitive, *_, **__: primitive.name == "reduce_sum"
+)
+
+
+def weighted(weight: jax.Array, y: jax.Array) -> jax.Array:
+    """Returns weight times y in y's dtype, computed in float32 at least.
+
+    A weight's gradient is a sum over all of y, which bfloat16 cannot take: it stops growing
+    at 256 times its terms.
+
+    Args:
+        weight: `[n, 1]`, the edge weights of one primitive.
+        y: `[n, C, B, H, W]`, or `[1, C, B, H, W]` for a value that the edges share.
+    """
+    if y.dtype in (jnp.float32, jnp.float64):
+        return wide(weight) * y
+    return _short_weighted(weight, y)
+
+
+@jax.checkpoint  # keeps y for the gradient, not its float32 copy
+def _short_weighted(weight: jax.Array, y: jax.Array) -> jax.Array:
+    return (wide(weight) * y.astype(exact(y.dtype))).astype(y.dtype)
 
 
 @jax.custom_vjp

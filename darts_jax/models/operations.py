@@ -22,6 +22,7 @@ from darts_jax.models.layers import (
     avg_pool,
     max_pool,
 )
+from darts_jax.models.normalise import exact
 
 Norm = Callable[..., nn.Module]
 
@@ -203,7 +204,9 @@ class Noise(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         shape = (self.edges, *x[:, :, :: self.stride, :: self.stride].shape)
-        return jax.random.normal(self.make_rng("noise"), shape, x.dtype)
+        # Drawn alike in every precision.
+        noise = jax.random.normal(self.make_rng("noise"), shape, exact(x.dtype))
+        return noise.astype(x.dtype)
 
 
 class Zero(nn.Module):

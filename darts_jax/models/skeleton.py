@@ -12,7 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from darts_jax.errors import UserError, unknown
 from darts_jax.models.layers import Conv, Linear, avg_pool
+from darts_jax.models.normalise import exact
 from darts_jax.models.operations import Norm, ReLUConvBN
 
 
@@ -41,7 +43,7 @@ class AuxiliaryHead(nn.Module):
 
 def _pooled(x: jax.Array) -> jax.Array:
     """Global average pool, `[C, B, H, W]` to `[B, C]`, in float32 at least."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean((-2, -1)).T
+    return x.astype(exact(x.dtype)).mean((-2, -1)).T
 
 
 def _run(
@@ -67,6 +69,19 @@ def _run(
 def reduction_cells(num_cells: int) -> set[int]:
     """Returns the indices of the reduction cells: at 1/3 and 2/3 of the depth."""
     return {num_cells // 3, 2 * num_cells // 3}
+
+
+STEMS = ("cifar", "imagenet")
+
+
+def check_stem(stem: str, skeleton: str) -> None:
+    """Raises UserError for a stem that no skeleton has, or not this one."""
+    if stem not in STEMS:
+        raise unknown("model.stem", stem, STEMS)
+    if stem != "cifar" and skeleton != "darts":
+        raise UserError(
+            f"model.stem={stem!r} needs the darts skeleton, this is {skeleton}"
+        )
 
 
 class DartsSkeleton(nn.Module):

@@ -25,8 +25,13 @@ from darts_jax.models.fused import (
 )
 from darts_jax.models.layers import BatchNorm, RunningMoments, avg_pool, max_pool
 from darts_jax.models.model import as_model
+from darts_jax.models.normalise import weighted
 from darts_jax.models.operations import OPERATIONS, Norm, preprocess
-from darts_jax.models.skeleton import DartsSkeleton, NasBench201Skeleton
+from darts_jax.models.skeleton import (
+    DartsSkeleton,
+    NasBench201Skeleton,
+    check_stem,
+)
 from darts_jax.spaces import Space
 from darts_jax.types import EdgeWeights, Model
 
@@ -71,11 +76,11 @@ class MixedEdges(nn.Module):
             y = operation(x, train=train)
             weight = edge_weights[:, o]
             if len(edges) == len(allowed):
-                mixed += weight[:, None, None, None, None] * y
+                mixed += weighted(weight[:, None], y)
             else:  # only some edges have this primitive: place them by a [n, m] matrix
                 place = weight[:, None] * np.eye(len(allowed), dtype=x.dtype)[:, edges]
                 y = jnp.broadcast_to(y, (len(edges), *y.shape[1:]))
-                mixed += jnp.einsum("nm,mcbhw->ncbhw", place, y)
+                mixed += jnp.einsum("nm,mcbhw->ncbhw", place.astype(y.dtype), y)
         if isinstance(mixed, float):  # every edge has only "none"
             x = x[:, :, :: self.stride, :: self.stride]
             mixed = jnp.zeros((len(allowed), *x.shape), x.dtype)
@@ -210,6 +215,7 @@ def make_supernet(
     num_cells: int,
     channels: int,
     stem_multiplier: int = 3,
+    stem: str = "cifar",
     stem_affine: bool = True,
     evaluation: str = "running",
     implementation: str = "fused",
@@ -225,7 +231,8 @@ def make_supernet(
         num_classes: of the classifier.
         num_cells: in all (DARTS), or a stage (NAS-Bench-201).
         channels: of the first cells.
-        stem_multiplier: the DARTS stem has `stem_multiplier * channels` channels.
+        stem_multiplier: the CIFAR stem has `stem_multiplier * channels` channels.
+        stem: "cifar", or of the DARTS skeleton "imagenet": three convolutions of stride 2.
         stem_affine: whether the batch norm outside the cells is affine (the authors' code:
             yes; the paper: no). Inside the cells it never is in a search.
         evaluation: "running" or "batch": the statistics used when not training.
@@ -237,7 +244,11 @@ def make_supernet(
             and gradients are float32 either way.
         remat: whether a gradient computes the cells again, of which only the outputs stay.
         norm_groups: parts of a batch that batch norm takes the moments of apart.
+
+    Raises:
+        UserError: there is no such precision, or the space's skeleton lacks the stem.
     """
+    check_stem(stem, space.skeleton)
     norm = functools.partial(
         BatchNorm, affine=False, evaluation=evaluation, groups=norm_groups
     )
@@ -270,6 +281,7 @@ def make_supernet(
             norm,
             stem_norm,
             stem_multiplier=stem_multiplier,
+            stem=stem,
             remat=remat,
         )
     else:

@@ -66,10 +66,12 @@ class Layout(NamedTuple):
         return mapped
 
     def start(self, initialise: Callable[[Any], Any], seeds: Sequence[int]) -> Any:
-        """Returns `initialise(key)` of the seeds' keys: a state, or a stack of them."""
-        numbers = np.array(seeds, np.uint32) if self.seeds else np.uint32(seeds[0])
-        build = self.per_seed(lambda seed: initialise(jax.random.key(seed)))
-        return jax.jit(build, out_shardings=self.state)(numbers)
+        """Returns `initialise(key)` of the seeds' keys: a state, or a stack of them.
+
+        It is not compiled: the compiler takes longer for the thousand leaves of a state than
+        for a training step.
+        """
+        return self.stack([initialise(jax.random.key(seed)) for seed in seeds])
 
     def put(self, tree: Any, sharding: NamedSharding | None = None) -> Any:
         """Copies a tree that every process has whole to the devices, as `state` is."""

@@ -142,6 +142,7 @@ def build(config: Any, dataset: Dataset, seeds: int = 0) -> Search:
         num_cells=config.model.num_cells,
         channels=config.model.channels,
         stem_multiplier=config.model.stem_multiplier,
+        stem=config.model.stem,
         stem_affine=config.batch_norm.stem_affine,
         evaluation=config.batch_norm.evaluation,
         implementation=config.model.implementation,

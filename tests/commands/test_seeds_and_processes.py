@@ -343,7 +343,7 @@ def test_out_of_memory_is_one_line_that_helps(
     assert main(words("search_digits:tiny", *SMALL, place)) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "out of memory" in err
-    for field in ("accumulate", "model.remat", "precision", "batch_size", "channels"):
+    for field in ("accumulate", "model.remat", "precision", "model.channels"):
         assert f"config.{field}" in err
 
 

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from darts_jax.errors import UserError
 from darts_jax.models import count_parameters, make_supernet
+from darts_jax.models.model import apply_with_outputs
 from darts_jax.models.supernet import MixedEdges
 from darts_jax.spaces import SPACES, Space
 from darts_jax.types import EdgeWeights, Model
@@ -263,3 +265,40 @@ def test_evaluation_by_batch_statistics_equals_training_mode() -> None:
     np.testing.assert_allclose(trained, evaluated, atol=1e-5)
     jax.tree.map(np.testing.assert_array_equal, kept, stats)
     assert np.abs(moved["stem_norm0"]["mean"] - stats["stem_norm0"]["mean"]).max() > 0
+
+
+def test_imagenet_stem_of_the_supernet() -> None:
+    """Three convolutions of stride 2: cells at an eighth of the image, as PC-DARTS has it."""
+    space = SPACES["darts"]()
+    model = make_supernet(
+        space,
+        image_shape=(64, 64, 3),
+        num_classes=1000,
+        num_cells=8,
+        channels=16,
+        stem="imagenet",
+    )
+    weights, stats = jax.eval_shape(model.init, jax.random.key(0))
+    images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    alphas = {k: jnp.ones((14, 8)) / 8 for k in space.cell_kinds}
+
+    def outputs(weights: Any, stats: Any, images: Any) -> Any:
+        run = apply_with_outputs(model, ("stem_norm1", "cell0", "cell7"))
+        return run(weights, stats, images, alphas, train=False)
+
+    logits, _, found = jax.eval_shape(outputs, weights, stats, images)
+    assert logits.shape == (2, 1000)
+    assert found["stem_norm1"].shape == (1, 16, 2, 16, 16)
+    assert found["cell0"].shape == (64, 2, 8, 8)
+    assert found["cell7"].shape == (256, 2, 2, 2)
+
+
+def test_stem_that_a_skeleton_does_not_have() -> None:
+    space = SPACES["nas_bench_201"]()
+    sizes = {"image_shape": (8, 8, 3), "num_classes": 2, "num_cells": 1, "channels": 4}
+    with pytest.raises(
+        UserError, match="'imagenet' needs the darts skeleton, this is nas"
+    ):
+        make_supernet(space, stem="imagenet", **sizes)
+    with pytest.raises(UserError, match="unknown model.stem 'imagnet'.*imagenet"):
+        make_supernet(space, stem="imagnet", **sizes)
