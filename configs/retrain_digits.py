@@ -29,7 +29,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.augmentation.crop_padding = 1
     config.augmentation.flip = False  # a mirrored digit is another digit, or none
     config.log_every_steps = 5
-    config.checkpoint_every = 5  # an epoch is over in a second or two
-    if arg == "tiny":
+    if arg != "tiny":
+        config.checkpoint_every = 5  # an epoch takes a second or two
+    else:
         base.shrink(config)
     return config

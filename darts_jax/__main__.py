@@ -116,7 +116,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     while seen is not None:
         text = str(seen)
         if isinstance(seen, MemoryError) or (
-            "RESOURCE_EXHAUSTED" in text and "memory" in text.lower()
+            "RESOURCE_EXHAUSTED" in text and "out of memory" in text.lower()
         ):
             return True
         seen = seen.__cause__ or seen.__context__

@@ -50,6 +50,8 @@ def checkout(tmp_path: Path, repository: Path) -> Path:
 
 def start(checkout: Path, *words: str) -> subprocess.Popen[str]:
     environment = {k: v for k, v in os.environ.items() if k != "VIRTUAL_ENV"}
+    environment["TMPDIR"] = str(checkout / "temporary")
+    (checkout / "temporary").mkdir()
     return subprocess.Popen(
         ["bash", "scripts/quickstart.sh", "--tiny", *words],
         cwd=checkout,
@@ -91,6 +93,7 @@ def test_search_first_and_two_at_a_time(checkout: Path) -> None:
     for event in found[:-3]:
         running += 1 if event.startswith("begun") else -1
         assert running <= 2
+    assert not any((checkout / "temporary").iterdir())
 
 
 def test_lane_that_is_free_takes_the_next_random_cell(checkout: Path) -> None:
@@ -114,6 +117,7 @@ def test_signal_stops_both_lanes(checkout: Path, signum: int, status: int) -> No
     process.send_signal(signum)
     assert process.wait(timeout=DEADLINE) == status
     assert sorted(events(checkout)[2:]) == ["stopped random-1", "stopped search"]
+    assert not any((checkout / "temporary").iterdir())
 
 
 def test_failed_search_stops_the_other_lane(checkout: Path) -> None:

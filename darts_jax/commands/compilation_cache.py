@@ -21,10 +21,11 @@ def directory() -> Path:
 def turn_on() -> None:
     """Turns the cache on, unless jax has been told of another one.
 
-    By the environment: jax is not imported for it, and child processes inherit it.
+    By the environment: jax is not imported for it, and child processes inherit it. Small
+    programs are kept too: a run has dozens, and reading one takes a tenth of compiling it.
     """
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(directory()))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     jax = sys.modules.get("jax")
     if jax is not None and jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(directory()))

@@ -25,7 +25,9 @@ def connect(given: Mapping[str, Any]) -> None:
     if not named and not given["distributed"]:
         return
     if given.get("dry-run"):
-        raise UserError("--dry-run is of one process; leave out --distributed and others")
+        raise UserError(
+            "--dry-run is of one process; leave out --distributed and others"
+        )
     options: dict[str, Any] = {}
     if named:
         if len(named) < len(BY_HAND):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from darts_jax.errors import unknown
@@ -73,6 +74,24 @@ def clip_by_norm(max_norm: float) -> optax.GradientTransformation:
     return optax.stateless(clip)
 
 
+def zeros_on_host(
+    optimizer: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+    """Returns an optimizer whose state begins as zeros, with these made by numpy.
+
+    Outside of a compiled program jnp.zeros compiles a program for every shape there is.
+    """
+
+    def init(params: optax.Params) -> optax.OptState:
+        leaves = jax.tree.leaves(params)
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+            return optimizer.init(params)
+        shapes = jax.eval_shape(optimizer.init, params)
+        return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+
+    return optimizer._replace(init=init)
+
+
 def weight_optimizer(
     learning_rate: Schedule | float,
     *,
@@ -92,11 +111,13 @@ def weight_optimizer(
             structure with and without, so the virtual step (which does not clip) can use the
             state of the real optimizer.
     """
-    return optax.chain(
-        clip_by_norm(clip) if clip else optax.identity(),
-        optax.add_decayed_weights(weight_decay),
-        optax.trace(momentum, nesterov),
-        optax.scale_by_learning_rate(learning_rate),
+    return zeros_on_host(
+        optax.chain(
+            clip_by_norm(clip) if clip else optax.identity(),
+            optax.add_decayed_weights(weight_decay),
+            optax.trace(momentum, nesterov),
+            optax.scale_by_learning_rate(learning_rate),
+        )
     )
 
 
@@ -108,8 +129,10 @@ def alpha_optimizer(
     weight_decay: float = 1e-3,
 ) -> optax.GradientTransformation:
     """Returns Adam with coupled L2: the decay enters the moments (this is not AdamW)."""
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay),
-        optax.scale_by_adam(b1, b2),
-        optax.scale_by_learning_rate(learning_rate),
+    return zeros_on_host(
+        optax.chain(
+            optax.add_decayed_weights(weight_decay),
+            optax.scale_by_adam(b1, b2),
+            optax.scale_by_learning_rate(learning_rate),
+        )
     )

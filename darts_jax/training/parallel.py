@@ -193,14 +193,22 @@ def _any_of(numbers: Sequence[int]) -> str:
     return " or ".join(map(str, numbers))
 
 
-def compile_steps(step: Callable[..., Any], layout: Layout, at_once: int) -> Any:
+def compile_steps(
+    step: Callable[..., Any], layout: Layout, at_once: int, *, remat: bool = False
+) -> Any:
     """Returns the jitted `(state, sums, order, data, count) -> (state, sums)`.
 
     step: `(state, sums, order, data) -> (state, sums)`, one training step of one run.
     at_once: more than 1: `count` steps, at most so many, are one call, a loop on the device,
         so that the host is not asked between them; 1: every call is one step (XLA:CPU runs
         what is in a loop several times more slowly).
+    remat: whether parts of the step are to be computed again.
     """
+    options = {}
+    if remat and jax.default_backend() == "cpu":
+        # XLA:CPU would drop the barriers that hold what is computed again apart from what was
+        # computed before, and merge the two: nothing saved.
+        options = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
     def once(state: Any, sums: Any, order: Any, data: Any) -> Any:
         if not layout.seeds:
@@ -210,7 +218,12 @@ def compile_steps(step: Callable[..., Any], layout: Layout, at_once: int) -> Any
 
     shardings = (layout.state, layout.state)
 
-    @partial(jax.jit, donate_argnums=(0, 1), out_shardings=shardings)
+    @partial(
+        jax.jit,
+        donate_argnums=(0, 1),
+        out_shardings=shardings,
+        compiler_options=options,
+    )
     def steps(state: Any, sums: Any, order: Any, data: Any, count: Any) -> Any:
         if at_once == 1:
             return once(state, sums, order, data)

@@ -161,7 +161,10 @@ def plan_of(task: Retraining) -> loop.Plan:
     augment = setup.build_augment(config, dataset)
     at_once = steps_at_once(config, dataset.streamed)
     step = compile_steps(
-        data_step(retrain_step, augment, steps, layout), layout, at_once
+        data_step(retrain_step, augment, steps, layout),
+        layout,
+        at_once,
+        remat=config.model.remat,
     )
     return loop.Plan(
         step=step,

@@ -228,7 +228,10 @@ def plan_of(task: Search) -> loop.Plan:
     augment = setup.build_augment(config, task.dataset)
     at_once = steps_at_once(config, streamed)
     step = compile_steps(
-        data_step(search_step, augment, steps, layout), layout, at_once
+        data_step(search_step, augment, steps, layout),
+        layout,
+        at_once,
+        remat=config.model.remat,
     )
     return loop.Plan(
         step=step,

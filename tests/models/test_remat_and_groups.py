@@ -58,6 +58,11 @@ def _with_auxiliary(**options: Any) -> tuple[Model, jax.Array, tuple[Any, ...]]:
     return model, images(4, 16, 16, 3), (jnp.full((), 0.3),)
 
 
+def _supernet(**options: Any) -> tuple[Model, jax.Array, tuple[Any, ...]]:
+    model = make_supernet(SPACE, **SIZE | {"num_cells": 1}, **options)
+    return model, images(4, 8, 8, 3), (edge_weights(SPACE),)
+
+
 def _nas_bench_201(**options: Any) -> tuple[Model, jax.Array, tuple[Any, ...]]:
     model = make_supernet(NB201, **SIZE | {"num_cells": 1}, **options)
     return model, images(4, 8, 8, 3), (edge_weights(NB201),)
@@ -81,11 +86,14 @@ def test_remat_with_an_auxiliary_head_and_drop_path(float64: None) -> None:
     assert_close(found[True], found[False])
 
 
-def test_remat_under_vmap(float64: None) -> None:
-    """Two seeds of NAS-Bench-201 at once, recomputed, against one after another, kept."""
+@pytest.mark.parametrize(
+    "build", [_supernet, pytest.param(_nas_bench_201, marks=pytest.mark.slow)]
+)
+def test_remat_under_vmap(build: Any, float64: None) -> None:
+    """Two seeds at once, recomputed, against one after another, kept."""
     found = {}
     for remat in (False, True):
-        model, x, rest = _nas_bench_201(remat=remat)
+        model, x, rest = build(remat=remat)
         seeds = [start(model, seed) for seed in (0, 1)]
 
         def value(weights: Any, stats: Any, mixed: Any, model=model, x=x) -> Any:

@@ -117,6 +117,22 @@ def test_virtual_step_can_use_the_real_optimizers_state() -> None:
     assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
 
 
+@pytest.mark.parametrize(
+    "optimizer", [weight_optimizer(lambda _: 0.1), alpha_optimizer(0.1)]
+)
+def test_state_begins_as_optax_begins_it(
+    optimizer: optax.GradientTransformation,
+) -> None:
+    """Made on the host, or in a compiled program: there optax's own init makes it."""
+    weights = {"a": jnp.ones((2, 3), jnp.float32), "b": jnp.ones(4, jnp.float64)}
+    found, wanted = optimizer.init(weights), jax.jit(optimizer.init)(weights)
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    assert jax.tree.leaves(found)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert (one.shape, one.dtype) == (other.shape, other.dtype)
+        np.testing.assert_array_equal(one, other)
+
+
 def test_adam_has_coupled_decay() -> None:
     """torch.optim.Adam(weight_decay=...): the decay goes through the moments."""
     grads = [draw(seed, scale) for seed, scale in enumerate((1, 1e-3, 5, 0.2), 1)]
