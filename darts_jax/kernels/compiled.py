@@ -22,7 +22,8 @@ HEADERS = sorted(Path(__file__).parent.glob("*.h"))
 SYMBOLS = (
     *("Forward", "InputGradient", "KernelGradient"),  # depthwise.cc
     *("MaxPool", "Pick", "Place"),  # pool.cc
-    *("StageForward", "StageBackward", "Sums", "Moments"),  # stage.cc
+    *("MixedForward", "MixedBackward"),  # mixed.cc
+    *("Sums", "Moments"),  # norm.cc
 )
 # -march=native: the library is for this machine only, its name says so.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-w")

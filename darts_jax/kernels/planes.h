@@ -116,22 +116,48 @@ struct Geometry {
   int64_t Span() const { return (images * (out_height + border) - border) * pitch; }
 };
 
-// Copies image i [H, W] into its planes; everything but the images' own places stays zero.
+// Copies a row of an image, which is far too short for a call of memcpy: the empty assembly
+// keeps the compiler from making one of the loops.
 template <typename T>
-void Pack(const Geometry& g, const T* image, T* planes, int64_t i = 0) {
+inline void CopyRow(const T* from, int64_t count, T* to) {
+  constexpr int kLanes = Vector<T>::kLanes;
+  typedef T Half __attribute__((vector_size(32), aligned(sizeof(T)), may_alias));
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    Store(to + i, Load(from + i));
+    asm volatile("");
+  }
+  if (i + kLanes / 2 <= count) {
+    *reinterpret_cast<Half*>(to + i) = *reinterpret_cast<const Half*>(from + i);
+    i += kLanes / 2;
+  }
+  for (; i < count; ++i) {
+    to[i] = from[i];
+    asm volatile("");
+  }
+}
+
+// Copies f of image i [H, W] into its planes; everything but the images' own places stays.
+template <typename T, typename F>
+void Pack(const Geometry& g, const T* image, T* planes, int64_t i, F f) {
   for (int64_t r = 0; r < g.stride; ++r) {
     for (int64_t c = 0; c < g.stride; ++c) {
       T* to = planes + (r * g.stride + c) * g.plane + g.Start(i);
       for (int64_t h = r; h < g.height; h += g.stride, to += g.pitch) {
         const T* from = image + h * g.width;
         if (g.stride == 1) {
-          std::memcpy(to, from, g.width * sizeof(T));
+          for (int64_t w = 0; w < g.width; ++w) to[w] = f(from[w]);
         } else {
-          for (int64_t w = c, o = 0; w < g.width; w += g.stride, ++o) to[o] = from[w];
+          for (int64_t w = c, o = 0; w < g.width; w += g.stride, ++o) to[o] = f(from[w]);
         }
       }
     }
   }
+}
+
+template <typename T>
+void Pack(const Geometry& g, const T* image, T* planes, int64_t i = 0) {
+  Pack(g, image, planes, i, [](T value) { return value; });
 }
 
 template <typename T>
@@ -142,7 +168,7 @@ void Unpack(const Geometry& g, const T* planes, T* image, int64_t i = 0) {
       for (int64_t h = r; h < g.height; h += g.stride, from += g.pitch) {
         T* to = image + h * g.width;
         if (g.stride == 1) {
-          std::memcpy(to, from, g.width * sizeof(T));
+          CopyRow(from, g.width, to);
         } else {
           for (int64_t w = c, o = 0; w < g.width; w += g.stride, ++o) to[w] = from[o];
         }
@@ -155,16 +181,14 @@ void Unpack(const Geometry& g, const T* planes, T* image, int64_t i = 0) {
 template <typename T>
 void PackOutput(const Geometry& g, const T* image, T* plane, int64_t i = 0) {
   for (int64_t h = 0; h < g.out_height; ++h) {
-    std::memcpy(plane + g.Start(i) + h * g.pitch, image + h * g.out_width,
-                g.out_width * sizeof(T));
+    CopyRow(image + h * g.out_width, g.out_width, plane + g.Start(i) + h * g.pitch);
   }
 }
 
 template <typename T>
 void UnpackOutput(const Geometry& g, const T* plane, T* image, int64_t i = 0) {
   for (int64_t h = 0; h < g.out_height; ++h) {
-    std::memcpy(image + h * g.out_width, plane + g.Start(i) + h * g.pitch,
-                g.out_width * sizeof(T));
+    CopyRow(plane + g.Start(i) + h * g.pitch, g.out_width, image + h * g.out_width);
   }
 }
 
@@ -311,11 +335,26 @@ void ParallelFor(ffi::ThreadPool& pool, int64_t count, int64_t chunk, F work) {
   shared->done.wait(lock, [&] { return shared->finished == chunks; });
 }
 
+// A number that no other call of a kernel has.
+inline int64_t NextCall() {
+  static std::atomic<int64_t> calls{0};
+  return ++calls;
+}
+
+// Returns this thread's array of `count` numbers: zeros when a call first asks for it, then
+// as the call's task before left it.
+template <typename T>
+T* Scratch(int64_t count, int64_t call) {
+  thread_local std::vector<T> buffer;
+  thread_local int64_t last = 0;
+  if (last != call) buffer.assign(count, T(0));
+  last = call;
+  return buffer.data();
+}
+
 template <typename T>
 T* Scratch(int64_t count) {
-  thread_local std::vector<T> buffer;
-  buffer.assign(count, T(0));
-  return buffer.data();
+  return Scratch<T>(count, NextCall());
 }
 
 // Room for a block that starts at the last output and reads at the farthest tap.

@@ -1,7 +1,7 @@
 """Batch norm in training as a function with a derivative of its own.
 
 JAX's gradient of a batch norm reads its input five times and stores a centred copy. This one
-takes the moments in one pass and both sums of the gradient in another (kernels/stage.py),
+takes the moments in one pass and both sums of the gradient in another (kernels/norm.py),
 where our kernels are there; the oracle is `plain_batch_norm`.
 """
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from darts_jax.errors import UserError
-from darts_jax.kernels.stage import channel_moments, channel_sums
+from darts_jax.kernels.norm import channel_moments, channel_sums
 from darts_jax.models.depthwise import native
 
 EPSILON = 1e-5
@@ -26,14 +26,6 @@ def wide(per_channel: jax.Array) -> jax.Array:
 def exact(dtype: Any) -> Any:
     """Returns the dtype of moments, means and logits: float32 at least."""
     return jnp.promote_types(dtype, jnp.float32)
-
-
-def scale_and_shift(
-    mean: jax.Array, variance: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the batch norm of these moments as x -> scale * x + shift."""
-    scale = lax.rsqrt(variance + EPSILON)
-    return scale, -mean * scale
 
 
 def through_norm(

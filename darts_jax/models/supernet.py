@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from darts_jax.kernels.stage import StageKernels
-from darts_jax.models.depthwise import native
 from darts_jax.models.fused import (
     BRANCHES,
     Branches,
     Operands,
+    StageKernels,
+    fusible,
     mixed_branches,
     stages_of,
 )
@@ -88,8 +88,7 @@ class MixedEdges(nn.Module):
 
     def _branches(self, dtype: Any) -> list[int]:
         """Returns the primitives that one function computes: those that every edge has."""
-        exact = dtype in (jnp.float32, jnp.float64)
-        if not (self.fused and exact and native()) or self.is_initializing():
+        if not (self.fused and fusible(dtype)) or self.is_initializing():
             return []
         known = {*BRANCHES, *SHARED}
         if self.stride != 1:

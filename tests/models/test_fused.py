@@ -11,7 +11,7 @@ import pytest
 
 from darts_jax.bilevel import HYPERGRADIENTS
 from darts_jax.kernels.compiled import kernels, why_not
-from darts_jax.kernels.stage import StageKernels
+from darts_jax.kernels.mixed import StageKernels
 from darts_jax.models import fused, make_supernet
 from darts_jax.models.normalise import batch_norm, plain_batch_norm
 from darts_jax.one_shot import DARTS

@@ -1,0 +1,196 @@
+"""The mixed operations of one source state by our C++ kernels (mixed.cc), and their gradient.
+
+The functions here are not differentiable by JAX; `models/fused.py` builds a derivative of
+them.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from darts_jax.kernels.calls import call
+
+
+class StageKernels(NamedTuple):
+    """The parameters of one stage, and of the batch norm after it, for n edges."""
+
+    taps: jax.Array  # [n, K, K, C], the depthwise kernels
+    mix: jax.Array  # [n, C, C'], the pointwise kernels
+    scale: jax.Array | None = None  # [n, C'], as shift; None (of all stages): 1 and 0
+    shift: jax.Array | None = None
+
+
+class Stage(NamedTuple):
+    """ReLU, depthwise, pointwise, batch norm: half a separable convolution."""
+
+    stride: int
+    dilation: int
+
+
+class Branches(NamedTuple):
+    """What is mixed: chains of one or two stages, then values that the edges share.
+
+    normalised: of each shared value, whether a batch norm follows.
+    """
+
+    chains: tuple[tuple[Stage, ...], ...]
+    normalised: tuple[bool, ...] = ()
+
+
+class Operands(NamedTuple):
+    """What a mixed operation is a function of."""
+
+    x: jax.Array  # [C, B, H, W], the source state
+    shared: tuple[jax.Array, ...]  # [C', B, H', W'] each: pools of x, or x itself
+    weights: jax.Array  # [n, P], of the chains, then of the shared values
+    kernels: tuple[tuple[StageKernels, ...], ...]  # [chain][stage]
+
+
+class Kept(NamedTuple):
+    """What the gradient needs beside the operands: every branch's, one after another."""
+
+    z: jax.Array  # before each batch norm
+    moments: jax.Array  # mean and biased variance of each batch norm
+
+
+def _z_shapes(operands: Operands, branches: Branches) -> list[list[tuple[int, ...]]]:
+    """Returns the shape `[n, C', B, H', W']` of each stage's z."""
+    shapes = []
+    for kernels, stages in zip(operands.kernels, branches.chains, strict=True):
+        chain = []
+        _, batch, *image = operands.x.shape
+        for kernel, stage in zip(kernels, stages, strict=True):
+            edges, _, channels = kernel.mix.shape
+            image = [-(-size // stage.stride) for size in image]
+            chain.append((edges, channels, batch, *image))
+        shapes.append(chain)
+    return shapes
+
+
+def _attributes(
+    operands: Operands, branches: Branches, epsilon: float
+) -> dict[str, Any]:
+    plan = []
+    for stages in branches.chains:
+        assert 1 <= len(stages) <= 2, "the kernel's scratch array is for two stages"
+        plan += [len(stages), *(number for stage in stages for number in stage)]
+    affine = bool(operands.kernels) and operands.kernels[0][0].scale is not None
+    return {
+        "plan": np.array(plan, np.int64),
+        "normalised": np.array(branches.normalised, np.int64),
+        "affine": affine,
+        "epsilon": np.float64(epsilon),
+    }
+
+
+def _flat(operands: Operands) -> list[jax.Array]:
+    return [
+        operands.x,
+        operands.weights,
+        *operands.shared,
+        *jax.tree.leaves(operands.kernels),
+    ]
+
+
+def mixed_forward(
+    operands: Operands, branches: Branches, epsilon: float
+) -> tuple[jax.Array, Kept]:
+    """Returns the weighted sum of all branches `[n, C', B, H', W']`, and what is kept.
+
+    epsilon: added to the variances.
+    """
+    dtype, shapes = operands.x.dtype, _z_shapes(operands, branches)
+    last = [chain[-1] for chain in shapes]
+    last += [(len(operands.weights), *value.shape) for value in operands.shared]
+    rows = [shape[0] * shape[1] for chain in shapes for shape in chain]
+    rows += [
+        len(value)
+        for value, normalised in zip(operands.shared, branches.normalised, strict=True)
+        if normalised
+    ]
+    size = sum(int(np.prod(shape)) for chain in shapes for shape in chain)
+    mixed, *kept = call(
+        "MixedForward",
+        (
+            jax.ShapeDtypeStruct(last[0], dtype),
+            jax.ShapeDtypeStruct((size,), dtype),
+            jax.ShapeDtypeStruct((2 * sum(rows),), dtype),
+        ),
+        *_flat(operands),
+        **_attributes(operands, branches, epsilon),
+    )
+    return mixed, Kept(*kept)
+
+
+def moments_of(operands: Operands, branches: Branches, moments: jax.Array) -> Any:
+    """Returns (mean, biased variance) of every batch norm of every branch, in its order.
+
+    They are `[n, C']` of a chain's norms and `[1, C']` of a shared value's.
+    """
+    shapes = [[z[:2] for z in chain] for chain in _z_shapes(operands, branches)]
+    for value, normalised in zip(operands.shared, branches.normalised, strict=True):
+        shapes.append([(1, len(value))] if normalised else [])
+    found, at = [], 0
+    for chain in shapes:
+        pairs = []
+        for shape in chain:
+            both = moments[at : at + 2 * shape[0] * shape[1]].reshape(2, *shape)
+            pairs.append((both[0], both[1]))
+            at += both.size
+        found.append(tuple(pairs))
+    return tuple(found)
+
+
+def mixed_backward(
+    operands: Operands,
+    branches: Branches,
+    kept: Kept,
+    gradient: jax.Array,
+    epsilon: float,
+    wanted: int,
+) -> Operands:
+    """Returns the gradients of the operands; None in the place of those not wanted.
+
+    Args:
+        operands: as for `mixed_forward`, like branches and epsilon.
+        branches: what is mixed.
+        kept: by `mixed_forward`.
+        gradient: `[n, C', B, H', W']`, of the sum.
+        epsilon: added to the variances.
+        wanted: 0: only of the weights; 1: of x and the shared values too; 2: of all.
+    """
+
+    def like(value: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(value.shape, value.dtype)
+
+    results = [like(operands.weights)]
+    if wanted >= 1:
+        # Room for the gradient between two stages: as large as the first one's z.
+        firsts = [
+            int(np.prod(chain[0])) if len(chain) > 1 else 0
+            for chain in _z_shapes(operands, branches)
+        ]
+        scratch = jax.ShapeDtypeStruct((max(firsts, default=0),), operands.x.dtype)
+        results += [scratch, like(operands.x), *map(like, operands.shared)]
+    if wanted >= 2:
+        results += map(like, jax.tree.leaves(operands.kernels))
+    found = call(
+        "MixedBackward",
+        tuple(results),
+        *_flat(operands),
+        *kept,
+        gradient,
+        **_attributes(operands, branches, epsilon),
+        wanted=np.int64(wanted),
+    )
+    number = len(operands.shared)
+    kernels = jax.tree.structure(operands.kernels)
+    return Operands(
+        found[2] if wanted >= 1 else None,
+        tuple(found[3 : 3 + number]) if wanted >= 1 else (None,) * number,
+        found[0],
+        jax.tree.unflatten(kernels, found[3 + number :])
+        if wanted >= 2
+        else jax.tree.map(lambda _: None, operands.kernels),
+    )

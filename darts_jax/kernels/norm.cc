@@ -1,0 +1,77 @@
+// What a batch norm needs of its input and of its gradient, each in one pass.
+
+#include "buffers.h"
+#include "moments.h"
+
+namespace {
+
+using namespace planes;
+
+// For every row: the sum of gradient * z and the sum of gradient. z has as many rows, or
+// fewer, which the gradient's rows then use in turn.
+template <typename T>
+void SumsOf(ffi::ThreadPool& pool, int64_t rows, int64_t rows_of_z, int64_t numbers,
+            const T* gradient, const T* z, T* products, T* sums) {
+  ParallelFor(pool, rows, 1, [=](int64_t row, int64_t) {
+    double product = 0, sum = 0;
+    for (int64_t at = 0; at < numbers; at += kPiece) {
+      const T *g = gradient + row * numbers + at, *v = z + row % rows_of_z * numbers + at;
+      const int64_t count = std::min(kPiece, numbers - at);
+      product += Sum<T>(
+          count, [=](int64_t i, auto as) { return Read(g + i, as) * Read(v + i, as); });
+      sum += Sum<T>(count, [=](int64_t i, auto as) { return Read(g + i, as); });
+    }
+    products[row] = product;
+    sums[row] = sum;
+  });
+}
+
+// For every row: mean and biased variance.
+template <typename T>
+void MomentsOf(ffi::ThreadPool& pool, int64_t rows, int64_t numbers, const T* x, T* mean,
+               T* variance) {
+  ParallelFor(pool, rows, 1, [=](int64_t row, int64_t) {
+    Moment moment;
+    for (int64_t at = 0; at < numbers; at += kPiece) {
+      moment.AddNumbers(x + row * numbers + at, std::min(kPiece, numbers - at));
+    }
+    mean[row] = moment.mean;
+    variance[row] = moment.squares / moment.count;
+  });
+}
+
+ffi::Error RunSums(ffi::ThreadPool pool, Buffer gradient, Buffer z, Result products,
+                   Result sums) {
+  return WithType(z, [&](auto zero) {
+    using T = decltype(zero);
+    const int64_t rows = products->element_count(), numbers = gradient.element_count() / rows;
+    SumsOf<T>(pool, rows, z.element_count() / numbers, numbers, In<T>(gradient), In<T>(z),
+              Out<T>(products), Out<T>(sums));
+  });
+}
+
+ffi::Error RunMoments(ffi::ThreadPool pool, Buffer x, Result mean, Result variance) {
+  return WithType(x, [&](auto zero) {
+    using T = decltype(zero);
+    const int64_t rows = mean->element_count();
+    MomentsOf<T>(pool, rows, x.element_count() / rows, In<T>(x), Out<T>(mean),
+                 Out<T>(variance));
+  });
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(Sums, RunSums,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Buffer>()   // gradient
+                                  .Arg<Buffer>()   // z
+                                  .Ret<Buffer>()   // products
+                                  .Ret<Buffer>());  // sums
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(Moments, RunMoments,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Buffer>()   // x
+                                  .Ret<Buffer>()   // mean
+                                  .Ret<Buffer>());  // variance
