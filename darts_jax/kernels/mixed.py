@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax import lax
 
 from darts_jax.kernels.calls import call
 
@@ -126,18 +127,26 @@ def mixed_forward(
 def moments_of(operands: Operands, branches: Branches, moments: jax.Array) -> Any:
     """Returns (mean, biased variance) of every batch norm of every branch, in its order.
 
-    They are `[n, C']` of a chain's norms and `[1, C']` of a shared value's.
+    They are `[n, C']` of a chain's norms and `[1, C']` of a shared value's; no gradient flows
+    through them.
     """
-    shapes = [[z[:2] for z in chain] for chain in _z_shapes(operands, branches)]
+    # Stopped as a whole: what follows is then traced without its derivatives.
+    moments = lax.stop_gradient(moments)
+    shapes: list[Any] = [[z[:2] for z in c] for c in _z_shapes(operands, branches)]
     for value, normalised in zip(operands.shared, branches.normalised, strict=True):
         shapes.append([(1, len(value))] if normalised else [])
     found, at = [], 0
     for chain in shapes:
         pairs = []
         for shape in chain:
-            both = moments[at : at + 2 * shape[0] * shape[1]].reshape(2, *shape)
-            pairs.append((both[0], both[1]))
-            at += both.size
+            size = shape[0] * shape[1]
+            pairs.append(
+                tuple(
+                    lax.reshape(lax.slice(moments, (start,), (start + size,)), shape)
+                    for start in (at, at + size)
+                )
+            )
+            at += 2 * size
         found.append(tuple(pairs))
     return tuple(found)
 
@@ -184,13 +193,12 @@ def mixed_backward(
         **_attributes(operands, branches, epsilon),
         wanted=np.int64(wanted),
     )
-    number = len(operands.shared)
-    kernels = jax.tree.structure(operands.kernels)
-    return Operands(
-        found[2] if wanted >= 1 else None,
-        tuple(found[3 : 3 + number]) if wanted >= 1 else (None,) * number,
-        found[0],
-        jax.tree.unflatten(kernels, found[3 + number :])
-        if wanted >= 2
-        else jax.tree.map(lambda _: None, operands.kernels),
-    )
+    end = 3 + len(operands.shared)
+    gradients: Any = jax.tree.map(lambda _: None, operands)
+    gradients = gradients._replace(weights=found[0])
+    if wanted >= 1:
+        gradients = gradients._replace(x=found[2], shared=tuple(found[3:end]))
+    if wanted >= 2:
+        kernels = jax.tree.unflatten(jax.tree.structure(operands.kernels), found[end:])
+        gradients = gradients._replace(kernels=kernels)
+    return gradients

@@ -26,7 +26,8 @@ constexpr int64_t kOutputs = 1024;  // of a channel that are worth a loop of the
 struct Stage {
   int64_t inputs, edges, channels, out_channels, batch;
   Geometry g;               // of the images that are computed together
-  int64_t in, out, padded;  // numbers of an image, of an output, of a group's to whole blocks
+  int64_t in, out;        // numbers of an image, of an output
+  int64_t padded, pitch;  // of a row of a group's outputs: to whole blocks, and to the next
 
   // x [inputs, channels, batch, height, width] and size x size taps.
   template <typename T>
@@ -37,9 +38,10 @@ struct Stage {
     const int64_t images =
         std::max<int64_t>(1, std::min(kOutputs / out, (batch + kLeast - 1) / kLeast));
     const int64_t block = 2 * Vector<T>::kLanes;
+    const int64_t padded = (images * out + block - 1) / block * block;
     return {inputs, edges, channels, out_channels, batch,
             Geometry(height, width, size, stride, dilation, Slack<T>(), images),
-            height * width, out, (images * out + block - 1) / block * block};
+            height * width, out, padded, Pitch<T>(padded)};
   }
   // Images a task: whole groups of them.
   int64_t Chunk() const {
@@ -100,11 +102,11 @@ void StageForward(ffi::ThreadPool& pool, const Stage& s, const StageInput<T>& fr
     const Geometry& g = s.g;
     const int64_t edges = s.EdgesOfInput(), group = g.images;
     const int64_t count = (g.Planes() + edges) * g.plane +
-                          (edges * s.channels + s.out_channels) * s.padded;
+                          (edges * s.channels + s.out_channels) * s.pitch;
     T* planes = Scratch<T>(count, call);
     T* results = planes + g.Planes() * g.plane;
-    T* y = results + edges * g.plane;  // [edges, C, padded]
-    T* product = y + edges * s.channels * s.padded;
+    T* y = results + edges * g.plane;  // [edges, C, pitch]
+    T* product = y + edges * s.channels * s.pitch;
     Moment* moment = sums + first / s.Chunk() * s.Rows();
     for (int64_t b = first; b < last; b += group) {
       const int64_t images = std::min(group, last - b);
@@ -117,18 +119,18 @@ void StageForward(ffi::ThreadPool& pool, const Stage& s, const StageInput<T>& fr
           CorrelateAll(g, planes, values + row * g.Taps(), s.channels * g.Taps(), edges,
                        results);
           for (int64_t e = 0; e < edges; ++e) {
-            ToRow(s, results + e * g.plane, images, y + (e * s.channels + c) * s.padded);
+            ToRow(s, results + e * g.plane, images, y + (e * s.channels + c) * s.pitch);
           }
         }
         for (int64_t e = 0; e < edges; ++e) {
           const int64_t edge = i + e;
           Multiply(mix + edge * s.channels * s.out_channels, 1, s.out_channels,
-                   s.out_channels, s.channels, y + e * s.channels * s.padded, s.padded,
-                   product);
+                   s.out_channels, s.channels, y + e * s.channels * s.pitch, s.padded,
+                   s.pitch, product);
           for (int64_t c = 0; c < s.out_channels; ++c) {
             const int64_t row = edge * s.out_channels + c;
-            moment[row].AddNumbers(product + c * s.padded, images * s.out);
-            std::memcpy(z + (row * s.batch + b) * s.out, product + c * s.padded,
+            moment[row].AddNumbers(product + c * s.pitch, images * s.out);
+            std::memcpy(z + (row * s.batch + b) * s.out, product + c * s.pitch,
                         images * s.out * sizeof(T));
           }
         }
@@ -177,7 +179,7 @@ template <typename T>
 struct Workspace {
   T *u, *du;           // planes of every channel of an input
   T *results;          // a plane for every edge of an input
-  T *y, *dz, *dy;      // [edges of an input, C, padded], [C', padded], [C, padded]
+  T *y, *dz, *dy;      // [edges of an input, C, pitch], [C', pitch], [C, pitch]
   T *back;             // an input's images without gaps
   int64_t count;
 
@@ -188,9 +190,9 @@ struct Workspace {
     w.du = w.u + planes;
     w.results = w.du + planes;
     w.y = w.results + s.EdgesOfInput() * s.g.plane;
-    w.dz = w.y + s.EdgesOfInput() * s.channels * s.padded;
-    w.dy = w.dz + s.out_channels * s.padded;
-    w.back = w.dy + s.channels * s.padded;
+    w.dz = w.y + s.EdgesOfInput() * s.channels * s.pitch;
+    w.dy = w.dz + s.out_channels * s.pitch;
+    w.back = w.dy + s.channels * s.pitch;
     w.count = w.back + s.g.images * s.in - at;
     return w;
   }
@@ -207,7 +209,7 @@ void DepthwiseAgain(const Stage& s, int64_t i, int64_t images, const T* values,
     CorrelateAll(g, w.u + c * g.Planes() * g.plane, values + row * g.Taps(),
                  s.channels * g.Taps(), s.EdgesOfInput(), w.results);
     for (int64_t e = 0; e < s.EdgesOfInput(); ++e) {
-      ToRow(s, w.results + e * g.plane, images, w.y + (e * s.channels + c) * s.padded);
+      ToRow(s, w.results + e * g.plane, images, w.y + (e * s.channels + c) * s.pitch);
     }
   }
 }
@@ -227,20 +229,20 @@ void BackwardOfInput(const Stage& s, int64_t i, int64_t b, int64_t images, const
       const T *z = into.z + (row * s.batch + b) * s.out,
               *gradient = into.gradient + (row * s.batch + b) * s.out;
       const T a = into.a[row], alpha = into.alpha[row], beta = into.beta[row];
-      T* to = w.dz + c * s.padded;
+      T* to = w.dz + c * s.pitch;
       for (int64_t p = 0; p < images * s.out; ++p) {
         to[p] = a * gradient[p] + alpha + beta * z[p];
       }
     }
     if (kernels) {
-      AddOuter(w.y + (e - i) * s.channels * s.padded, s.channels, w.dz, s.out_channels,
-               s.padded, totals.mix + e * s.channels * s.out_channels);
+      AddOuter(w.y + (e - i) * s.channels * s.pitch, s.channels, w.dz, s.out_channels,
+               s.padded, s.pitch, totals.mix + e * s.channels * s.out_channels);
     }
     Multiply(mix + e * s.channels * s.out_channels, s.out_channels, 1, s.channels,
-             s.out_channels, w.dz, s.padded, w.dy);
+             s.out_channels, w.dz, s.padded, s.pitch, w.dy);
     for (int64_t c = 0; c < s.channels; ++c) {
       const int64_t row = e * s.channels + c;
-      FromRow(s, w.dy + c * s.padded, images, w.results);
+      FromRow(s, w.dy + c * s.pitch, images, w.results);
       if (kernels) AddDots(g, w.results, w.u + c * planes, totals.taps + row * g.Taps());
       Spread(g, w.results, values + row * g.Taps(), w.du + c * planes);
     }

@@ -124,13 +124,14 @@ def _forward(operands: Operands, branches: Branches) -> tuple[jax.Array, Kept]:
 @_forward.defjvp
 def _forward_jvp(branches: Branches, primals: Any, tangents: Any) -> Any:
     mixed, kept = _forward(*primals, branches)
-    plain = functools.partial(plain_mixed_branches, branches=branches)
-    _, (tangent, moments) = jax.jvp(plain, primals, tangents)
-    # z is a function of the operands that only `_backward` reads, and its own derivative
-    # takes the operands' tangents.
-    flat = [pair.ravel() for pair in jax.tree.leaves(moments)]
-    of_moments = jnp.concatenate(flat) if flat else jnp.zeros_like(kept.moments)
-    return (mixed, kept), (tangent, Kept(jnp.zeros_like(kept.z), of_moments))
+
+    def plain(operands: Operands) -> jax.Array:
+        return plain_mixed_branches(operands, branches)[0]
+
+    _, tangent = jax.jvp(plain, primals, tangents)
+    # What is kept is a function of the operands that only `_backward` reads, and its own
+    # derivative takes the operands' tangents.
+    return (mixed, kept), (tangent, jax.tree.map(jnp.zeros_like, kept))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))

@@ -102,7 +102,8 @@ class Conv(nn.Module):
 class RunningMoments(nn.Module):
     """The running statistics of a batch norm whose moments were computed elsewhere.
 
-    `running = 0.9 * running + 0.1 * batch`, the variance in its unbiased form.
+    `running = 0.9 * running + 0.1 * batch`, the variance in its unbiased form; no gradient
+    may flow through the moments.
     """
 
     momentum: float = 0.9  # the share of the old value that is kept
@@ -111,10 +112,10 @@ class RunningMoments(nn.Module):
     def __call__(self, mean: jax.Array, variance: jax.Array, count: int) -> None:
         shape, kept = mean.shape, self.momentum
         running = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
-        running.value = kept * running.value + (1 - kept) * lax.stop_gradient(mean)
+        running.value = kept * running.value + (1 - kept) * mean
         running = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
-        unbiased = count / max(count - 1, 1) * lax.stop_gradient(variance)
-        running.value = kept * running.value + (1 - kept) * unbiased
+        unbiased = count / max(count - 1, 1)
+        running.value = kept * running.value + (1 - kept) * unbiased * variance
 
 
 class BatchNorm(nn.Module):
@@ -158,6 +159,8 @@ class BatchNorm(nn.Module):
         groups = self.groups if train and not self.is_initializing() else 1
         y, batch_mean, batch_var = batch_norm(grouped, scale, bias, groups)
         if train and not self.is_initializing():
+            # What follows is then traced without its derivatives.
+            batch_mean, batch_var = lax.stop_gradient((batch_mean, batch_var))
             count = grouped[0, 0].size // groups
             unbiased = count / max(count - 1, 1) * batch_var.reshape(features)
             kept = self.momentum

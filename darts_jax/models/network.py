@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from darts_jax.errors import UserError
 from darts_jax.genotype import CellGenotype, Genotype
+from darts_jax.models.branches import fused_operation
+from darts_jax.models.fused import BRANCHES, fusible
 from darts_jax.models.layers import BatchNorm
 from darts_jax.models.model import as_model
 from darts_jax.models.normalise import exact
@@ -44,6 +46,7 @@ class DerivedCell(nn.Module):
     reduction: bool
     reduction_previous: bool
     norm: Norm
+    fused: bool = True
 
     @nn.compact
     def __call__(
@@ -52,14 +55,19 @@ class DerivedCell(nn.Module):
         states = preprocess(
             inputs, self.channels, self.reduction_previous, self.norm, train
         )
+        fused = self.fused and train and fusible(states[0].dtype)
         for number, node in enumerate(self.genotype.nodes):
             total: Any = 0.0
             for row, (primitive, source) in enumerate(node):
                 stride = 2 if self.reduction and source < len(inputs) else 1
-                build = OPERATIONS[primitive]
                 name = f"node{number}_edge{row}_{primitive}"
-                operation = build(self.channels, stride, 1, self.norm, name=name)
-                y = operation(states[source], train=train)[0]
+                x = states[source]
+                if primitive in BRANCHES and fused and not self.is_initializing():
+                    y = fused_operation(self, name, primitive, x, stride)[0]
+                else:
+                    build = OPERATIONS[primitive]
+                    operation = build(self.channels, stride, 1, self.norm, name=name)
+                    y = operation(x, train=train)[0]
                 identity = primitive == "skip_connect" and stride == 1
                 if train and drop_path_probability is not None and not identity:
                     y = drop_path(y, drop_path_probability, self.make_rng("drop_path"))
@@ -116,6 +124,7 @@ def make_network(
     stem_multiplier: int = 3,
     stem: str = "cifar",
     auxiliary: bool = False,
+    implementation: str = "fused",
     precision: str = "float32",
     remat: bool = False,
     norm_groups: int = 1,
@@ -132,6 +141,7 @@ def make_network(
         stem: "cifar" or "imagenet".
         auxiliary: with an auxiliary head: in training `apply` then returns
             `(logits, auxiliary_logits)`.
+        implementation: "plain" or "fused", as for `make_supernet`.
         precision: "float32" or "bfloat16", of activations; weights, statistics, logits
             and gradients are float32 either way.
         remat: whether a gradient computes the cells again, of which only the outputs stay.
@@ -158,6 +168,7 @@ def make_network(
             reduction,
             reduction_previous,
             norm,
+            implementation == "fused" and norm_groups == 1,
             name=name,
         )
 

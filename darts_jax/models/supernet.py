@@ -14,16 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from darts_jax.models.branches import BranchMoments, kernels_of
 from darts_jax.models.fused import (
     BRANCHES,
     Branches,
     Operands,
-    StageKernels,
     fusible,
     mixed_branches,
     stages_of,
 )
-from darts_jax.models.layers import BatchNorm, RunningMoments, avg_pool, max_pool
+from darts_jax.models.layers import BatchNorm, avg_pool, max_pool
 from darts_jax.models.model import as_model
 from darts_jax.models.normalise import weighted
 from darts_jax.models.operations import OPERATIONS, Norm, preprocess
@@ -109,13 +109,7 @@ class MixedEdges(nn.Module):
         chains = tuple(stages_of(name, self.stride) for name in chained)
         weights = self.variables.get("params", {})
         kernels = tuple(
-            tuple(
-                StageKernels(
-                    weights[name][f"depth{i}"]["depthwise"],
-                    weights[name][f"point{i}"]["pointwise"],
-                )
-                for i in range(len(chain))
-            )
+            kernels_of(weights[name], len(chain))
             for name, chain in zip(chained, chains, strict=True)
         )
         operands = Operands(
@@ -129,7 +123,7 @@ class MixedEdges(nn.Module):
         count = mixed[0, 0].size
         for name, found in zip(names, moments, strict=True):
             if found:
-                _BranchMoments(len(mixed), name=name)(found, count)
+                BranchMoments(len(mixed), name=name)(found, count)
         return mixed
 
 
@@ -140,21 +134,6 @@ SHARED: dict[str, Callable[[jax.Array, int], jax.Array]] = {
     "avg_pool_3x3": lambda x, stride: avg_pool(x, stride=stride),
     "skip_connect": lambda x, stride: x,
 }
-
-
-class _BranchMoments(nn.Module):
-    """Records the batch norms of one branch under the names that its module gives them."""
-
-    edges: int
-
-    @nn.compact
-    def __call__(self, moments: Any, count: int) -> None:
-        for i, pair in enumerate(moments):
-            # Those of a shared value are the same for all edges.
-            mean, variance = (
-                jnp.broadcast_to(m, (self.edges, m.shape[1])) for m in pair
-            )
-            RunningMoments(name=f"norm{i}")(mean, variance, count)
 
 
 class MixedCell(nn.Module):

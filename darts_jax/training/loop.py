@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from darts_jax.errors import UserError
+from darts_jax.kernels import allocator
 from darts_jax.training import checkpoints
 from darts_jax.training.feed import Feed
 from darts_jax.training.interrupt import Interrupt
@@ -79,6 +80,8 @@ def _run(
     interrupt: Interrupt,
 ) -> tuple[Any, bool]:
     on_cpu = jax.default_backend() == "cpu"
+    if on_cpu:
+        allocator.keep_freed_memory()
     state, sums = _latest(plan, state, runs)
     done, steps, step = _steps_done(state), plan.steps_per_epoch, None
     for run in runs:
@@ -95,12 +98,15 @@ def _run(
             while i < steps:
                 count = min(plan.at_once, steps - i, every - done % every)
                 arguments = (*plan.feed.arguments(order), np.int32(count))
+                fresh = step is None
                 step = step or compiled_together(plan.step, state, sums, *arguments)
                 state, sums = step(state, sums, *arguments)
                 if on_cpu:
                     # Steps take seconds there and queue up by the dozen: a signal would be
                     # answered only after all of them.
                     jax.block_until_ready(sums)
+                    if fresh:
+                        allocator.return_freed_memory()
                 i, done = i + count, done + count
                 logging = done % every == 0 and i < steps
                 if i < steps and _stops(interrupt, logging):

@@ -103,16 +103,16 @@ def test_a_batch_in_bfloat16_is_computed_in_float32(rng: np.random.Generator) ->
 def test_the_number_of_threads_changes_no_bit() -> None:
     code = (
         "import os, jax, jax.numpy as jnp, hashlib\n"
-        "from darts_jax.kernels.stage import *\n"
-        "x = jax.random.normal(jax.random.key(0), (1, 3, 37, 9, 9))\n"
-        "k = StageKernels(jax.random.normal(jax.random.key(1), (2, 5, 5, 3)),\n"
-        "                 jax.random.normal(jax.random.key(2), (2, 3, 4)))\n"
-        "one, zero = jnp.ones((1, 3)), jnp.zeros((1, 3))\n"
-        "out = stage_forward(x, one, zero, k, 1, 1)\n"
-        "c = (jnp.ones((2, 4)),) * 3\n"
-        "back = stage_backward(x, one, zero, k, out.z, jnp.sin(out.z), c, 1, 1)\n"
+        "from darts_jax.kernels.mixed import *\n"
+        "def draw(*s): return jax.random.normal(jax.random.key(sum(s)), s)\n"
+        "k = [StageKernels(draw(2, 5, 5, 3), draw(2, 3, 4), draw(2, 4), draw(2, 4)),\n"
+        "     StageKernels(draw(2, 5, 5, 4), draw(2, 4, 4), draw(2, 4), draw(2, 4))]\n"
+        "o = Operands(draw(3, 37, 9, 9), (draw(4, 37, 9, 9),), draw(2, 2), (tuple(k),))\n"
+        "b = Branches(((Stage(1, 1), Stage(1, 1)),), (True,))\n"
+        "mixed, kept = mixed_forward(o, b, 1e-5)\n"
+        "back = mixed_backward(o, b, kept, jnp.sin(mixed), 1e-5, 2)\n"
         "print(hashlib.sha256(b''.join(bytes(memoryview(jax.device_get(a)))\n"
-        "      for a in jax.tree.leaves((out, back)))).hexdigest())"
+        "      for a in jax.tree.leaves((mixed, kept, back)))).hexdigest())"
     )
 
     cores = sorted(os.sched_getaffinity(0))

@@ -9,10 +9,12 @@ import numpy as np
 import optax
 import pytest
 
+from darts_jax import zoo
 from darts_jax.bilevel import HYPERGRADIENTS
+from darts_jax.genotype import Genotype
 from darts_jax.kernels.compiled import kernels, why_not
 from darts_jax.kernels.mixed import StageKernels
-from darts_jax.models import fused, make_supernet
+from darts_jax.models import fused, make_network, make_supernet
 from darts_jax.models.normalise import batch_norm, plain_batch_norm
 from darts_jax.one_shot import DARTS
 from darts_jax.spaces import SPACES, Space
@@ -44,7 +46,9 @@ SHAPES = [
 PRIMITIVES = ("sep_conv_3x3", "sep_conv_5x5", "dil_conv_5x5")
 
 
-def _problem(shape: Any, rng: np.random.Generator) -> tuple[Any, Any, Any]:
+def _problem(
+    shape: Any, rng: np.random.Generator, affine: bool = False
+) -> tuple[Any, Any, Any]:
     """Operands, branches and the weights of a sum over the result."""
     edges, channels, out_channels, batch, image, stride = shape
 
@@ -56,11 +60,14 @@ def _problem(shape: Any, rng: np.random.Generator) -> tuple[Any, Any, Any]:
     for name, stages in zip(PRIMITIVES, chains, strict=True):
         size, inputs, chain = int(name[-1]), channels, []
         for _ in stages:
-            chain.append(
-                StageKernels(
-                    draw(edges, size, size, inputs), draw(edges, inputs, out_channels)
-                )
+            kernel = StageKernels(
+                draw(edges, size, size, inputs), draw(edges, inputs, out_channels)
             )
+            if affine:
+                kernel = kernel._replace(
+                    scale=draw(edges, out_channels), shift=draw(edges, out_channels)
+                )
+            chain.append(kernel)
             inputs = out_channels
         kernels.append(tuple(chain))
     out = (out_channels, batch, *(-(-length // stride) for length in image))
@@ -73,22 +80,68 @@ def _problem(shape: Any, rng: np.random.Generator) -> tuple[Any, Any, Any]:
     return operands, fused.Branches(chains, (True, False)), draw(edges, *out)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+# Of all shapes those of a search; of a derived network's norms one is enough.
+@pytest.mark.parametrize(
+    ("shape", "affine"), [*((shape, False) for shape in SHAPES), (SHAPES[3], True)]
+)
 def test_mixed_branches_and_its_first_two_derivatives(
-    shape: Any, float64: None, rng: np.random.Generator
+    shape: Any, affine: bool, float64: None, rng: np.random.Generator
 ) -> None:
-    operands, branches, weights = _problem(shape, rng)
+    operands, branches, weights = _problem(shape, rng, affine)
     direction = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), operands)
 
     def all_of(function: Any) -> Any:
         def value(operands: Any) -> Any:
             mixed, moments = function(operands, branches)
+            # No derivative passes the moments, which are for the running statistics.
+            moments = jax.lax.stop_gradient(moments)
             return jnp.sum(jnp.tanh(mixed) * weights), (mixed, moments)
 
         gradient = jax.grad(value, has_aux=True)
         return jax.jit(lambda a, b: jax.jvp(gradient, (a,), (b,)))(operands, direction)
 
     assert_close(all_of(fused.mixed_branches), all_of(fused.plain_mixed_branches))
+
+
+@pytest.mark.parametrize("of", [("weights",), ("x", "weights"), ("shared",)])
+def test_gradients_of_some_operands_are_those_of_all(
+    of: tuple[str, ...], float64: None, rng: np.random.Generator
+) -> None:
+    # What is not differentiated by is left out of the backward call.
+    operands, branches, weights = _problem(SHAPES[1], rng)
+
+    def value(some: dict[str, Any]) -> jax.Array:
+        mixed, _ = fused.mixed_branches(operands._replace(**some), branches)
+        return jnp.sum(jnp.tanh(mixed) * weights)
+
+    def gradient(names: tuple[str, ...]) -> Any:
+        return jax.jit(jax.grad(value))({n: getattr(operands, n) for n in names})
+
+    everything = gradient(fused.Operands._fields)
+    # A call leaves out more the fewer operands there are; its sums are the same bits.
+    for name, found in gradient(of).items():
+        for a, b in zip(
+            jax.tree.leaves(found), jax.tree.leaves(everything[name]), strict=True
+        ):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_without_chains_the_source_state_has_no_gradient(
+    float64: None, rng: np.random.Generator
+) -> None:
+    operands, _, weights = _problem(SHAPES[0], rng)
+    operands = operands._replace(weights=operands.weights[:, :2], kernels=())
+    branches = fused.Branches((), (True, False))
+
+    def gradient(function: Any) -> Any:
+        def value(operands: Any) -> jax.Array:
+            return jnp.sum(jnp.tanh(function(operands, branches)[0]) * weights)
+
+        return jax.grad(value)(operands)
+
+    found = gradient(fused.mixed_branches)
+    assert_close(found, gradient(fused.plain_mixed_branches))
+    np.testing.assert_array_equal(found.x, 0)
 
 
 def test_batch_norm_and_its_first_two_derivatives(
@@ -199,3 +252,42 @@ def test_hypergradients_agree(
             weights, alphas, *batches
         )
     assert_close(results["fused"], results["plain"], 1e-9)
+
+
+def test_derived_networks_agree(float64: None, rng: np.random.Generator) -> None:
+    genotype = Genotype.from_json(zoo.entry("DARTS_V2")["genotype"])
+    models = {
+        name: make_network(
+            genotype,
+            image_shape=(8, 8, 3),
+            num_classes=4,
+            num_cells=3,
+            channels=2,
+            implementation=name,
+        )
+        for name in ("plain", "fused")
+    }
+    weights, stats = models["plain"].init(jax.random.key(0))
+    # Scales and shifts of the norms that differ from 1 and 0.
+    weights = jax.tree.map(
+        lambda x: jnp.asarray(x + 0.1 * rng.normal(size=x.shape)), weights
+    )
+    stats = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), stats)
+    images = jnp.asarray(rng.normal(size=(3, 8, 8, 3)))
+    results = {}
+    for key, model in models.items():
+
+        def loss(weights: Any, apply: Any = model.apply) -> Any:
+            logits, new = apply(
+                weights,
+                stats,
+                images,
+                train=True,
+                key=jax.random.key(1),
+                drop_path=0.3,
+            )
+            return jnp.sum(jnp.sin(logits)), (logits, new)
+
+        run = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        results[key] = (run(weights), model.apply(weights, stats, images, train=False))
+    assert_close(results["fused"], results["plain"], 1e-10)

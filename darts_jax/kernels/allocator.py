@@ -1,0 +1,32 @@
+"""Keeps the memory of one training step for the next one.
+
+A step's temporary arrays are one allocation of hundreds of megabytes. glibc gives it back to
+the system after every step, which then has to clear as many pages again: a tenth to a fifth
+of a step (benchmarks/NOTES.md).
+"""
+
+import ctypes
+
+# mallopt's parameters, from <malloc.h>.
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+_NEVER = 2**31 - 1
+
+
+def keep_freed_memory() -> bool:
+    """Tells glibc to keep freed memory; returns whether it could be told.
+
+    For a process that trains on CPUs, before its first large array. One heap for all threads,
+    since those of single threads are too small for a step's arrays.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_ARENA_MAX, 1))
+    return all(mallopt(parameter, value) == 1 for parameter, value in settings)
+
+
+def return_freed_memory() -> None:
+    """Gives back what is free now: after compilation, which needs more than a step."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

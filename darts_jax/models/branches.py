@@ -1,0 +1,75 @@
+"""Fused branches in place of modules: their parameters and statistics under the same names.
+
+A cell calls these instead of the modules of `operations.py`, which make the parameters; so
+the plain and the fused implementation have the same weights.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from darts_jax.models.fused import (
+    Branches,
+    Operands,
+    StageKernels,
+    mixed_branches,
+    stages_of,
+)
+from darts_jax.models.layers import RunningMoments
+
+
+def kernels_of(weights: Mapping[str, Any], stages: int) -> tuple[StageKernels, ...]:
+    """Returns the parameters of a chain out of those of its module in operations.py."""
+    found = []
+    for i in range(stages):
+        norm = weights.get(f"norm{i}", {})
+        found.append(
+            StageKernels(
+                weights[f"depth{i}"]["depthwise"],
+                weights[f"point{i}"]["pointwise"],
+                norm.get("scale"),
+                norm.get("bias"),
+            )
+        )
+    return tuple(found)
+
+
+class BranchMoments(nn.Module):
+    """Records the batch norms of one branch under the names that its module gives them."""
+
+    edges: int
+
+    @nn.compact
+    def __call__(self, moments: Any, count: int) -> None:
+        for i, pair in enumerate(moments):
+            # Those of a shared value are the same for all edges.
+            mean, variance = (
+                jnp.broadcast_to(m, (self.edges, m.shape[1])) for m in pair
+            )
+            RunningMoments(name=f"norm{i}")(mean, variance, count)
+
+
+def fused_operation(
+    cell: nn.Module, name: str, primitive: str, x: jax.Array, stride: int
+) -> jax.Array:
+    """Returns what the module `name` of `cell`, a primitive of BRANCHES, gives in training.
+
+    Args:
+        cell: that has the module; called inside its `__call__`.
+        name: of the module.
+        primitive: in BRANCHES, of one edge.
+        x: `[C, B, H, W]`.
+        stride: of the edge.
+
+    Returns:
+        `[1, C', B, H', W']`.
+    """
+    stages = stages_of(primitive, stride)
+    kernels = kernels_of(cell.variables["params"][name], len(stages))
+    operands = Operands(x, (), jnp.ones((1, 1), x.dtype), (kernels,))
+    y, moments = mixed_branches(operands, Branches((stages,)))
+    BranchMoments(1, name=name)(moments[0], y[0, 0].size)
+    return y
