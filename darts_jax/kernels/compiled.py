@@ -23,6 +23,7 @@ SYMBOLS = (
     *("Forward", "InputGradient", "KernelGradient"),  # depthwise.cc
     *("MaxPool", "Pick", "Place"),  # pool.cc
     *("MixedForward", "MixedBackward"),  # mixed.cc
+    *("MixedForwardTangent", "MixedBackwardTangent"),  # mixed_tangent.cc
     *("Sums", "Moments"),  # norm.cc
 )
 # -march=native: the library is for this machine only, its name says so.

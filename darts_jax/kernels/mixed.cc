@@ -1,159 +1,10 @@
-// The mixed operations of the n edges that leave one source state, whole: chains of stages,
-// values that the edges share, their batch norms, and the weighted sum; and its gradient.
-//
-//   mixed[e] = sum over p of weights[e, p] * (scale_p * normalised(z_p[e]) + shift_p)
-//
-// z_p is the output of branch p's last stage, or a shared value. Without a scale and a shift
-// of their own (a search) norms have 1 and 0; a shared value may go without a norm.
-//
-// One call in the compiled program instead of dozens: what the compiler spends on a program
-// grows faster than the number of its operations.
+// The mixed operations of one source state and their gradient: see mixed.h.
 
-#include <cmath>
-
-#include "buffers.h"
-#include "stage.h"
+#include "mixed.h"
 
 namespace {
 
 using namespace planes;
-
-// The operands in order: x [C, B, H, W], weights [n, P], the shared values [C', B, H', W'],
-// and for every stage of every chain taps [n, K, K, C], mix [n, C, C'] and, if `affine`,
-// scale and shift [n, C'] of the norm after it. `plan` holds (number of stages, then
-// stride and dilation of each) for every chain, `normalised` a flag for every shared value.
-struct Setup {
-  ffi::Span<const int64_t> plan, normalised;
-  bool affine;
-  double epsilon;
-};
-
-template <typename T>
-struct Norm {
-  const T *scale, *shift;  // [rows] or null
-  int64_t rows;
-  T *mean, *variance;  // [rows]
-
-  T Gamma(int64_t row) const { return scale ? scale[row] : T(1); }
-  T Beta(int64_t row) const { return shift ? shift[row] : T(0); }
-};
-
-// What a batch norm's gradient is made of (Ioffe and Szegedy 2015): with the sums of
-// gradient * z and of the gradient, and what the normalised value is multiplied by,
-// dz = a * gradient + alpha + beta * z; `projected` is the sum of gradient * normalised z.
-template <typename T>
-struct ThroughNorm {
-  T a, alpha, beta, projected;
-
-  ThroughNorm(const Norm<T>& norm, int64_t row, double epsilon, int64_t count, T products,
-              T sums, T factor) {
-    const T root = 1 / std::sqrt(norm.variance[row] + T(epsilon));
-    projected = root * (products - norm.mean[row] * sums);
-    a = factor * root;
-    beta = -a * root * projected / count;
-    alpha = -a * sums / count - beta * norm.mean[row];
-  }
-};
-
-template <typename T>
-struct Link {  // a stage in its chain
-  Stage stage;
-  StageKernels<T> kernels;
-  Norm<T> norm;
-  T* z;
-};
-
-template <typename T>
-struct Branch {
-  std::vector<Link<T>> links;  // none: a shared value
-  const T* z;                  // of the last link, or shared
-  Norm<T> norm;                // of it; no rows: none
-  int64_t rows;                // of z
-};
-
-template <typename T>
-struct Mixed {
-  const T *x, *weights;
-  int64_t channels, pixels;                // of x: numbers of a channel
-  int64_t edges, out_channels, numbers;    // of the result: numbers of a row
-  std::vector<Branch<T>> branches;
-  double epsilon;
-
-  int64_t Rows() const { return edges * out_channels; }
-  T Weight(int64_t row, size_t p) const {
-    return weights[row / out_channels * branches.size() + p];
-  }
-};
-
-// Lays z and moments of all branches one after another into the two arrays.
-template <typename T>
-Mixed<T> Arrange(const Setup& setup, ffi::RemainingArgs args, T* z, T* moments) {
-  const auto operand = [&](size_t i) { return args.get<Buffer>(i).value(); };
-  const auto of = [&](size_t i) { return In<T>(operand(i)); };
-  const auto image = operand(0).dimensions(), weights = operand(1).dimensions();
-  Mixed<T> m;
-  m.x = of(0), m.weights = of(1);
-  m.channels = image[0], m.pixels = image[1] * image[2] * image[3];
-  m.edges = weights[0], m.epsilon = setup.epsilon;
-  const auto norm_of = [&](const T* scale, const T* shift, int64_t rows) {
-    const Norm<T> norm{scale, shift, rows, moments, moments + rows};
-    moments += 2 * rows;
-    return norm;
-  };
-  size_t next = 2 + setup.normalised.size();
-  for (size_t at = 0; at < setup.plan.size();) {
-    Branch<T> branch;
-    int64_t channels = image[0], height = image[2], width = image[3], inputs = 1;
-    for (int64_t left = setup.plan[at++]; left > 0; --left, at += 2) {
-      const auto taps = operand(next).dimensions(), mix = operand(next + 1).dimensions();
-      const Stage stage =
-          Stage::Of<T>(inputs, m.edges, channels, mix[2], image[1], height, width, taps[1],
-                       setup.plan[at], setup.plan[at + 1]);
-      const bool affine = setup.affine;
-      const Norm<T> norm = norm_of(affine ? of(next + 2) : nullptr,
-                                   affine ? of(next + 3) : nullptr, stage.Rows());
-      const Link<T> link{stage, {of(next), of(next + 1)}, norm, z};
-      z += link.stage.Rows() * image[1] * link.stage.out;
-      next += affine ? 4 : 2;
-      inputs = m.edges, channels = mix[2];
-      height = link.stage.g.out_height, width = link.stage.g.out_width;
-      branch.links.push_back(link);
-    }
-    const Link<T>& last = branch.links.back();
-    branch.z = last.z, branch.norm = last.norm, branch.rows = last.stage.Rows();
-    m.out_channels = channels, m.numbers = image[1] * height * width;
-    m.branches.push_back(branch);
-  }
-  for (size_t i = 0; i < setup.normalised.size(); ++i) {
-    const auto value = operand(2 + i).dimensions();
-    m.out_channels = value[0], m.numbers = value[1] * value[2] * value[3];
-    Branch<T> branch;
-    branch.z = of(2 + i), branch.rows = value[0];
-    branch.norm = setup.normalised[i] ? norm_of(nullptr, nullptr, value[0])
-                                      : Norm<T>{nullptr, nullptr, 0, nullptr, nullptr};
-    m.branches.push_back(branch);
-  }
-  return m;
-}
-
-// What link i of a chain reads; `maps` keeps its scales and shifts.
-template <typename T>
-StageInput<T> InputOf(const Mixed<T>& m, const Branch<T>& branch, size_t i,
-                      std::vector<T>& maps) {
-  if (i == 0) {
-    maps.assign(2 * m.channels, T(0));
-    std::fill(maps.begin(), maps.begin() + m.channels, T(1));
-    return {m.x, maps.data(), maps.data() + m.channels};
-  }
-  const Norm<T>& norm = branch.links[i - 1].norm;
-  maps.resize(2 * norm.rows);
-  for (int64_t row = 0; row < norm.rows; ++row) {
-    const T scale = norm.Gamma(row) / std::sqrt(norm.variance[row] + T(m.epsilon));
-    maps[row] = scale;
-    maps[norm.rows + row] = norm.Beta(row) - norm.mean[row] * scale;
-  }
-  return {branch.links[i - 1].z, maps.data(), maps.data() + norm.rows};
-}
 
 // Mean and biased variance of every row of a shared value.
 template <typename T>
@@ -168,25 +19,6 @@ void SharedMoments(ffi::ThreadPool& pool, const Branch<T>& branch, int64_t numbe
   });
 }
 
-// to[i] = constant + sum over p of factors[p] * from[p][i].
-template <typename T>
-void Combine(const std::vector<const T*>& from, const std::vector<T>& factors, T constant,
-             int64_t count, T* to) {
-  using V = typename Vector<T>::Type;
-  constexpr int kLanes = Vector<T>::kLanes;
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    V sum = V{} + constant;
-    for (size_t p = 0; p < from.size(); ++p) sum += factors[p] * Load(from[p] + i);
-    Store(to + i, sum);
-  }
-  for (; i < count; ++i) {
-    T sum = constant;
-    for (size_t p = 0; p < from.size(); ++p) sum += factors[p] * from[p][i];
-    to[i] = sum;
-  }
-}
-
 template <typename T>
 void WeightedSum(ffi::ThreadPool& pool, const Mixed<T>& m, T* mixed) {
   ParallelFor(pool, m.Rows(), 1, [=, &m](int64_t row, int64_t) {
@@ -199,7 +31,7 @@ void WeightedSum(ffi::ThreadPool& pool, const Mixed<T>& m, T* mixed) {
       T factor = m.Weight(row, p);
       if (branch.norm.rows) {
         const Norm<T>& norm = branch.norm;
-        const T root = 1 / std::sqrt(norm.variance[own] + T(m.epsilon));
+        const T root = InverseRoot(norm.variance[own], m.epsilon);
         constant += factor * (norm.Beta(own) - norm.Gamma(own) * root * norm.mean[own]);
         factor *= norm.Gamma(own) * root;
       }
@@ -224,41 +56,11 @@ void Forward(ffi::ThreadPool& pool, const Mixed<T>& m, T* mixed) {
   WeightedSum(pool, m, mixed);
 }
 
-// The sums of gradient * z [P, rows] of every branch and of the gradient [rows]: the gradient
-// is read once.
-template <typename T>
-void GradientSums(ffi::ThreadPool& pool, const Mixed<T>& m, const T* gradient, T* products,
-                  T* sums) {
-  ParallelFor(pool, m.Rows(), 1, [=, &m](int64_t row, int64_t) {
-    std::vector<double> product(m.branches.size(), 0.0);
-    double sum = 0;
-    for (int64_t at = 0; at < m.numbers; at += kPiece) {
-      const T* g = gradient + row * m.numbers + at;
-      const int64_t count = std::min(kPiece, m.numbers - at);
-      sum += Sum<T>(count, [=](int64_t i, auto as) { return Read(g + i, as); });
-      for (size_t p = 0; p < m.branches.size(); ++p) {
-        const T* z = m.branches[p].z + row % m.branches[p].rows * m.numbers + at;
-        product[p] += Sum<T>(
-            count, [=](int64_t i, auto as) { return Read(g + i, as) * Read(z + i, as); });
-      }
-    }
-    sums[row] = sum;
-    for (size_t p = 0; p < m.branches.size(); ++p) products[p * m.Rows() + row] = product[p];
-  });
-}
-
 // Where the gradients go, in the order of the operands; null: not wanted.
 template <typename T>
 struct Gradients {
   T *x, *weights;
   std::vector<T*> shared, stages;
-};
-
-// a, alpha and beta of a branch, [rows of the result] each.
-template <typename T>
-struct Coefficients {
-  std::vector<T> a, alpha, beta;
-  explicit Coefficients(int64_t rows) : a(rows), alpha(rows), beta(rows) {}
 };
 
 // The gradients of weights, and of scale and shift of the last norm where they are wanted.
@@ -274,8 +76,8 @@ Coefficients<T> ThroughLastNorm(const Mixed<T>& m, size_t p, const T* products, 
     into.a[row] = weight;
     if (branch.norm.rows) {
       const T gamma = branch.norm.Gamma(own);
-      const ThroughNorm<T> back(branch.norm, own, m.epsilon, m.numbers, products[row],
-                                sums[row], weight * gamma);
+      const ThroughNorm<T> back(branch.norm.mean[own], branch.norm.variance[own], m.epsilon,
+                                T(m.numbers), products[row], sums[row], weight * gamma);
       into.a[row] = back.a, into.alpha[row] = back.alpha, into.beta[row] = back.beta;
       share = gamma * back.projected + branch.norm.Beta(own) * sums[row];
       if (dscale) dscale[row] = weight * back.projected;
@@ -309,8 +111,9 @@ void ThroughChain(ffi::ThreadPool& pool, const Mixed<T>& m, const Branch<T>& bra
     const Norm<T>& norm = branch.links[i - 1].norm;
     into = Coefficients<T>(norm.rows);
     for (int64_t row = 0; row < norm.rows; ++row) {
-      const ThroughNorm<T> back(norm, row, m.epsilon, s.batch * s.in, dscale[row],
-                                dshift[row], norm.Gamma(row));
+      const ThroughNorm<T> back(norm.mean[row], norm.variance[row], m.epsilon,
+                                T(s.batch * s.in), dscale[row], dshift[row],
+                                norm.Gamma(row));
       into.a[row] = 1, into.alpha[row] = back.alpha, into.beta[row] = back.beta;
       if (each == 4 && to) {
         to[each * (i - 1) + 2][row] = back.projected;
@@ -377,7 +180,7 @@ ffi::Error RunForward(ffi::ThreadPool pool, ffi::Span<const int64_t> plan,
   return WithType(*mixed, [&](auto zero) {
     using T = decltype(zero);
     const Setup setup{plan, normalised, affine, epsilon};
-    Forward(pool, Arrange<T>(setup, args, Out<T>(z), Out<T>(moments)), Out<T>(mixed));
+    Forward(pool, Arrange<T>(setup, args, 0, Out<T>(z), Out<T>(moments)), Out<T>(mixed));
   });
 }
 
@@ -396,7 +199,7 @@ ffi::Error RunBackward(ffi::ThreadPool pool, ffi::Span<const int64_t> plan,
     };
     const Setup setup{plan, normalised, affine, epsilon};
     // Arranged as in the forward pass, where z and moments were written; here they are read.
-    const Mixed<T> m = Arrange<T>(setup, args, const_cast<T*>(In<T>(last(3))),
+    const Mixed<T> m = Arrange<T>(setup, args, 0, const_cast<T*>(In<T>(last(3))),
                                   const_cast<T*>(In<T>(last(2))));
     Gradients<T> to{nullptr, result(0), {}, {}};
     T* scratch = nullptr;

@@ -69,6 +69,13 @@ def _z_shapes(operands: Operands, branches: Branches) -> list[list[tuple[int, ..
     return shapes
 
 
+def _result_shape(operands: Operands, branches: Branches) -> tuple[int, ...]:
+    chains = _z_shapes(operands, branches)
+    if chains:
+        return chains[0][-1]
+    return (len(operands.weights), *operands.shared[0].shape)
+
+
 def _attributes(
     operands: Operands, branches: Branches, epsilon: float
 ) -> dict[str, Any]:
@@ -102,8 +109,6 @@ def mixed_forward(
     epsilon: added to the variances.
     """
     dtype, shapes = operands.x.dtype, _z_shapes(operands, branches)
-    last = [chain[-1] for chain in shapes]
-    last += [(len(operands.weights), *value.shape) for value in operands.shared]
     rows = [shape[0] * shape[1] for chain in shapes for shape in chain]
     rows += [
         len(value)
@@ -114,7 +119,7 @@ def mixed_forward(
     mixed, *kept = call(
         "MixedForward",
         (
-            jax.ShapeDtypeStruct(last[0], dtype),
+            jax.ShapeDtypeStruct(_result_shape(operands, branches), dtype),
             jax.ShapeDtypeStruct((size,), dtype),
             jax.ShapeDtypeStruct((2 * sum(rows),), dtype),
         ),
@@ -151,6 +156,21 @@ def moments_of(operands: Operands, branches: Branches, moments: jax.Array) -> An
     return tuple(found)
 
 
+def _like(value: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(value.shape, value.dtype)
+
+
+def _scratch(
+    operands: Operands, branches: Branches, times: int = 1
+) -> jax.ShapeDtypeStruct:
+    """Returns room for what lies between two stages, as large as the first one's z."""
+    firsts = [
+        int(np.prod(chain[0])) if len(chain) > 1 else 0
+        for chain in _z_shapes(operands, branches)
+    ]
+    return jax.ShapeDtypeStruct((times * max(firsts, default=0),), operands.x.dtype)
+
+
 def mixed_backward(
     operands: Operands,
     branches: Branches,
@@ -170,20 +190,12 @@ def mixed_backward(
         wanted: 0: only of the weights; 1: of x and the shared values too; 2: of all.
     """
 
-    def like(value: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(value.shape, value.dtype)
-
-    results = [like(operands.weights)]
+    results = [_like(operands.weights)]
     if wanted >= 1:
-        # Room for the gradient between two stages: as large as the first one's z.
-        firsts = [
-            int(np.prod(chain[0])) if len(chain) > 1 else 0
-            for chain in _z_shapes(operands, branches)
-        ]
-        scratch = jax.ShapeDtypeStruct((max(firsts, default=0),), operands.x.dtype)
-        results += [scratch, like(operands.x), *map(like, operands.shared)]
+        results.append(_scratch(operands, branches))
+        results += map(_like, (operands.x, *operands.shared))
     if wanted >= 2:
-        results += map(like, jax.tree.leaves(operands.kernels))
+        results += map(_like, jax.tree.leaves(operands.kernels))
     found = call(
         "MixedBackward",
         tuple(results),
@@ -202,3 +214,51 @@ def mixed_backward(
         kernels = jax.tree.unflatten(jax.tree.structure(operands.kernels), found[end:])
         gradients = gradients._replace(kernels=kernels)
     return gradients
+
+
+def mixed_forward_tangent(
+    operands: Operands,
+    branches: Branches,
+    kept: Kept,
+    tangents: Operands,
+    epsilon: float,
+) -> tuple[jax.Array, Kept]:
+    """Returns how the results of `mixed_forward` change with the operands' tangents."""
+    results = (_like(kept.z), _like(kept.moments))
+    shape = _result_shape(operands, branches)
+    mixed, *changed = call(
+        "MixedForwardTangent",
+        (jax.ShapeDtypeStruct(shape, operands.x.dtype), *results),
+        *_flat(operands),
+        *kept,
+        *_flat(tangents),
+        **_attributes(operands, branches, epsilon),
+    )
+    return mixed, Kept(*changed)
+
+
+def mixed_backward_tangent(
+    operands: Operands,
+    branches: Branches,
+    kept: Kept,
+    gradient: jax.Array,
+    tangents: tuple[Operands, Kept, jax.Array],
+    epsilon: float,
+) -> Operands:
+    """Returns how the results of `mixed_backward` with wanted=1 change.
+
+    tangents: of operands, what is kept, and the gradient.
+    """
+    changes, kept_changes, gradient_change = tangents
+    _, weights, x, *shared = call(
+        "MixedBackwardTangent",
+        (
+            _scratch(operands, branches, 2),
+            *map(_like, (operands.weights, operands.x, *operands.shared)),
+        ),
+        *(*_flat(operands), *kept, gradient),
+        *(*_flat(changes), *kept_changes, gradient_change),
+        **_attributes(operands, branches, epsilon),
+    )
+    none: Any = jax.tree.map(lambda _: None, operands)
+    return none._replace(weights=weights, x=x, shared=tuple(shared))

@@ -11,8 +11,8 @@ hundreds.
                                         / sqrt(var[p, e] + epsilon) + shift_p)
 
 In a search norms have no scale and shift. The operation of an edge of a derived network is
-the case of one edge, one chain and weight 1. Higher derivatives (exact second order) are
-those of the plain formulation.
+the case of one edge, one chain and weight 1. The exact second order is a tangent of both
+calls, again one C++ call each; all other derivatives are those of the plain formulation.
 """
 
 import functools
@@ -28,9 +28,12 @@ from darts_jax.kernels.mixed import (
     Stage,
     StageKernels,
     mixed_backward,
+    mixed_backward_tangent,
     mixed_forward,
+    mixed_forward_tangent,
     moments_of,
 )
+from darts_jax.kernels.substitute import substitute
 from darts_jax.models.depthwise import depthwise_conv, native
 from darts_jax.models.normalise import EPSILON, plain_batch_norm, wide
 
@@ -124,14 +127,34 @@ def _forward(operands: Operands, branches: Branches) -> tuple[jax.Array, Kept]:
 @_forward.defjvp
 def _forward_jvp(branches: Branches, primals: Any, tangents: Any) -> Any:
     mixed, kept = _forward(*primals, branches)
+    flat, tree = jax.tree.flatten((*primals, kept, *tangents))
+    change, *kept_change = _forward_tangent(*flat, tree=tree, branches=branches)
+    return (mixed, kept), (change, Kept(*kept_change))
 
-    def plain(operands: Operands) -> jax.Array:
+
+def _forward_tangent_by_kernel(*flat: jax.Array, tree: Any, branches: Branches) -> Any:
+    operands, kept, tangents = jax.tree.unflatten(tree, flat)
+    change, kept_change = mixed_forward_tangent(
+        operands, branches, kept, tangents, EPSILON
+    )
+    return [change, *kept_change]
+
+
+def _plain_forward_tangent(*flat: jax.Array, tree: Any, branches: Branches) -> Any:
+    operands, kept, tangents = jax.tree.unflatten(tree, flat)
+
+    def mixed(operands: Operands) -> jax.Array:
         return plain_mixed_branches(operands, branches)[0]
 
-    _, tangent = jax.jvp(plain, primals, tangents)
-    # What is kept is a function of the operands that only `_backward` reads, and its own
-    # derivative takes the operands' tangents.
-    return (mixed, kept), (tangent, jax.tree.map(jnp.zeros_like, kept))
+    _, change = jax.jvp(mixed, (operands,), (tangents,))
+    # What is kept is a function of the operands that only `_backward` reads, and the plain
+    # form of its tangent takes the operands' tangents.
+    return [change, *map(jnp.zeros_like, kept)]
+
+
+_forward_tangent = substitute(
+    "mixed_forward_tangent", _forward_tangent_by_kernel, _plain_forward_tangent
+)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
@@ -143,24 +166,59 @@ def _backward(
 
 @_backward.defjvp
 def _backward_jvp(branches: Branches, wanted: int, primals: Any, tangents: Any) -> Any:
-    def plain(operands: Operands, gradient: jax.Array) -> Operands:
-        def mixed(operands: Operands) -> jax.Array:
-            return plain_mixed_branches(operands, branches)[0]
+    # Two calls in the place of one: where the kernels' gradients are not used after all (in
+    # `bilevel.unrolled`), the compiler drops theirs.
+    found = _backward(*primals, branches, min(wanted, 1))
+    flat, tree = jax.tree.flatten((primals, tangents))
+    weights, x, *shared = _backward_tangent(*flat, tree=tree, branches=branches)
+    change = found._replace(weights=weights)
+    if wanted >= 1:
+        change = change._replace(x=x, shared=tuple(shared))
+    if wanted >= 2:
+        operands, _, gradient = primals
+        operands_change, _, gradient_change = tangents
+        _, all_changes = jax.jvp(
+            functools.partial(_plain_gradients, branches=branches),
+            (operands, gradient),
+            (operands_change, gradient_change),
+        )
+        found = found._replace(kernels=_backward(*primals, branches, wanted).kernels)
+        change = change._replace(kernels=all_changes.kernels)
+    return found, change
 
-        return jax.vjp(mixed, operands)[1](gradient)[0]
 
-    operands, _, gradient = primals
-    change, _, gradient_change = tangents
-    _, tangent = jax.jvp(plain, (operands, gradient), (change, gradient_change))
-    found = _backward(*primals, branches, wanted)
-    # The same parts are left out as in the gradient itself.
-    tangent = jax.tree.map(
-        lambda value, t: None if value is None else t,
-        found,
-        tangent,
-        is_leaf=lambda x: x is None,
+def _backward_tangent_by_kernel(*flat: jax.Array, tree: Any, branches: Branches) -> Any:
+    (operands, kept, gradient), tangents = jax.tree.unflatten(tree, flat)
+    change = mixed_backward_tangent(
+        operands, branches, kept, gradient, tangents, EPSILON
     )
-    return found, tangent
+    return [change.weights, change.x, *change.shared]
+
+
+def _plain_backward_tangent(*flat: jax.Array, tree: Any, branches: Branches) -> Any:
+    primals, tangents = jax.tree.unflatten(tree, flat)
+    operands, _, gradient = primals
+    operands_change, _, gradient_change = tangents
+    _, change = jax.jvp(
+        functools.partial(_plain_gradients, branches=branches),
+        (operands, gradient),
+        (operands_change, gradient_change),
+    )
+    return [change.weights, change.x, *change.shared]
+
+
+def _plain_gradients(
+    operands: Operands, gradient: jax.Array, *, branches: Branches
+) -> Operands:
+    def mixed(operands: Operands) -> jax.Array:
+        return plain_mixed_branches(operands, branches)[0]
+
+    return jax.vjp(mixed, operands)[1](gradient)[0]
+
+
+_backward_tangent = substitute(
+    "mixed_backward_tangent", _backward_tangent_by_kernel, _plain_backward_tangent
+)
 
 
 def plain_mixed_branches(
