@@ -110,10 +110,7 @@ def unrolled(
     virtual = _virtual(loss, virtual_step, weights, alphas, train_batch, valid_batch)
 
     def alphas_grad(w: Weights) -> Alphas:
-        # With the weights' gradient, which the compiler drops: a function with a derivative
-        # of its own lets nothing but a gradient's pass through it, and the part of the
-        # network before the first mixed operation is no function of the alphas.
-        return jax.grad(loss, (0, 1), has_aux=True)(w, alphas, train_batch)[0][1]
+        return jax.grad(loss, 1, has_aux=True)(w, alphas, train_batch)[0]
 
     _, implicit = jax.jvp(alphas_grad, (weights,), (virtual.direction,))
     grads = jax.tree.map(jnp.add, virtual.alphas_grad, implicit)

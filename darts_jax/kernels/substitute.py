@@ -12,22 +12,29 @@ Arrays = Sequence[jax.Array]
 
 
 def substitute(
-    name: str, kernel: Callable[..., Arrays], plain: Callable[..., Arrays]
+    name: str,
+    kernel: Callable[..., Arrays],
+    plain: Callable[..., Arrays],
+    transposed: Callable[..., Sequence[Any]] | None = None,
 ) -> Callable[..., Arrays]:
     """Returns a function that runs `kernel` and is differentiated and mapped as `plain`.
 
     Args:
         name: of the primitive that stands for it in a program.
         kernel: `(*arrays, **static) -> arrays`, static values hashable.
-        plain: the same function by differentiable operations, to any order; also its
-            transpose in those arrays in which it is linear.
+        plain: the same function by differentiable operations, to any order.
+        transposed: `(cotangents, wanted, *arrays, **static) -> cotangents of the arrays` for
+            the arrays in which it is linear, those with a true in `wanted`, a list (the
+            others are None and what is returned for them is not used); None: by `plain`.
     """
     primitive = Primitive(name)
     primitive.multiple_results = True
 
     def abstract(*avals: Any, **static: Any) -> Any:
         shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals]
-        results = jax.eval_shape(lambda *arrays: kernel(*arrays, **static), *shapes)
+        results: Any = jax.eval_shape(
+            lambda *arrays: kernel(*arrays, **static), *shapes
+        )
         return [jax.core.ShapedArray(r.shape, r.dtype) for r in results]
 
     def jvp(primals: Any, tangents: Any, **static: Any) -> Any:
@@ -43,21 +50,26 @@ def substitute(
         )
         return out, list(change)
 
+    def zeros(absent: Any) -> jax.Array:
+        return jnp.zeros(absent.aval.shape, absent.aval.dtype)
+
     def transpose(cotangents: Any, *operands: Any, **static: Any) -> Any:
-        linear = [i for i, o in enumerate(operands) if ad.is_undefined_primal(o)]
+        filled = [zeros(c) if type(c) is ad.Zero else c for c in cotangents]
+        wanted = [ad.is_undefined_primal(o) for o in operands]
+        linear = [i for i, undefined in enumerate(wanted) if undefined]
+        if transposed is not None:
+            known = [None if w else o for o, w in zip(operands, wanted, strict=True)]
+            into = transposed(filled, wanted, *known, **static)
+            return [value if w else None for value, w in zip(into, wanted, strict=True)]
 
         def of_linear(*arrays: jax.Array) -> Any:
-            filled = list(operands)
+            all_arrays = list(operands)
             for i, array in zip(linear, arrays, strict=True):
-                filled[i] = array
-            return tuple(plain(*filled, **static))
+                all_arrays[i] = array
+            return tuple(plain(*all_arrays, **static))
 
-        avals = [operands[i].aval for i in linear]
+        avals: list[Any] = [operands[i].aval for i in linear]
         shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals]
-        filled = [
-            jnp.zeros(c.aval.shape, c.aval.dtype) if type(c) is ad.Zero else c
-            for c in cotangents
-        ]
         found: list[Any] = [None] * len(operands)
         into = jax.linear_transpose(of_linear, *shapes)(tuple(filled))
         for i, value in zip(linear, into, strict=True):

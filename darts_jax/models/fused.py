@@ -82,51 +82,14 @@ def mixed_branches(operands: Operands, branches: Branches) -> tuple[jax.Array, A
     return mixed, moments_of(operands, branches, kept.moments)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _mixed(operands: Operands, branches: Branches) -> tuple[jax.Array, Kept]:
-    return _forward(operands, branches)
-
-
-@jax.tree_util.register_static
-class _Wanted(int):
-    """The argument `wanted` of `mixed_backward`, known when a program is made."""
-
-
-def _forward_rule(operands: Any, branches: Branches) -> tuple[Any, Any]:
-    # An alphas step differentiates by the edge weights alone: half of the work falls away.
-    inputs, of_kernels = (
-        any(leaf.perturbed for leaf in jax.tree.leaves(part, is_leaf=_is_primal))
-        for part in ((operands.x, operands.shared), operands.kernels)
-    )
-    wanted = _Wanted(2 if of_kernels else 1 if inputs else 0)
-    operands = jax.tree.map(lambda leaf: leaf.value, operands, is_leaf=_is_primal)
-    mixed, kept = _forward(operands, branches)
-    return (mixed, kept), (operands, kept, wanted)
-
-
-def _is_primal(leaf: Any) -> bool:
-    return isinstance(leaf, jax.custom_derivatives.CustomVJPPrimal)
-
-
-def _backward_rule(branches: Branches, residuals: Any, cotangents: Any) -> Any:
-    operands, kept, wanted = residuals
-    gradient = cotangents[0]
-    if isinstance(gradient, jax.custom_derivatives.SymbolicZero):
-        gradient = jnp.zeros(gradient.shape, gradient.dtype)
-    return (_backward(operands, kept, gradient, branches, wanted),)
-
-
-_mixed.defvjp(_forward_rule, _backward_rule, symbolic_zeros=True)
-
-
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _forward(operands: Operands, branches: Branches) -> tuple[jax.Array, Kept]:
+def _mixed(operands: Operands, branches: Branches) -> tuple[jax.Array, Kept]:
     return mixed_forward(operands, branches, EPSILON)
 
 
-@_forward.defjvp
-def _forward_jvp(branches: Branches, primals: Any, tangents: Any) -> Any:
-    mixed, kept = _forward(*primals, branches)
+@_mixed.defjvp
+def _mixed_jvp(branches: Branches, primals: Any, tangents: Any) -> Any:
+    mixed, kept = _mixed(*primals, branches)
     flat, tree = jax.tree.flatten((*primals, kept, *tangents))
     change, *kept_change = _forward_tangent(*flat, tree=tree, branches=branches)
     return (mixed, kept), (change, Kept(*kept_change))
@@ -152,8 +115,27 @@ def _plain_forward_tangent(*flat: jax.Array, tree: Any, branches: Branches) -> A
     return [change, *map(jnp.zeros_like, kept)]
 
 
+def _transposed(
+    cotangents: Any, undefined: list[bool], *flat: Any, tree: Any, branches: Branches
+) -> list[Any]:
+    """Returns the gradients in the place of the tangents: what reverse mode runs."""
+    number = (len(flat) - len(Kept._fields)) // 2  # leaves of the operands
+    operands = jax.tree.unflatten(tree.children()[0], flat[:number])
+    kept = Kept(*flat[number:-number])
+    # An alphas step differentiates by the edge weights alone: half of the work falls away.
+    of = jax.tree.unflatten(tree.children()[0], undefined[-number:])
+    inputs = any(jax.tree.leaves((of.x, of.shared)))
+    wanted = 2 if any(jax.tree.leaves(of.kernels)) else 1 if inputs else 0
+    found = _backward(operands, kept, cotangents[0], branches, wanted)
+    gradients = tree.children()[0].flatten_up_to(found)
+    return [None] * (number + len(kept)) + gradients
+
+
 _forward_tangent = substitute(
-    "mixed_forward_tangent", _forward_tangent_by_kernel, _plain_forward_tangent
+    "mixed_forward_tangent",
+    _forward_tangent_by_kernel,
+    _plain_forward_tangent,
+    _transposed,
 )
 
 

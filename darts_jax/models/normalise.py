@@ -13,6 +13,7 @@ from jax import lax
 
 from darts_jax.errors import UserError
 from darts_jax.kernels.norm import channel_moments, channel_sums
+from darts_jax.kernels.substitute import substitute
 from darts_jax.models.depthwise import native
 
 EPSILON = 1e-5
@@ -139,26 +140,34 @@ def _short_weighted(weight: jax.Array, y: jax.Array) -> jax.Array:
     return (wide(weight) * y.astype(exact(y.dtype))).astype(y.dtype)
 
 
-@jax.custom_vjp
-def _batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> Any:
-    return _forward(x, scale, bias)
-
-
 @jax.custom_jvp
-def _forward(x: jax.Array, scale: jax.Array, bias: jax.Array) -> Any:
+def _batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> Any:
     mean, variance = channel_moments(x)
     factor = lax.rsqrt(variance + EPSILON) * scale
     return (x - wide(mean)) * wide(factor) + wide(bias), mean, variance
 
 
-@_forward.defjvp
-def _forward_jvp(primals: Any, tangents: Any) -> Any:
-    return _forward(*primals), jax.jvp(plain_batch_norm, primals, tangents)[1]
+@_batch_norm.defjvp
+def _batch_norm_jvp(primals: Any, tangents: Any) -> Any:
+    x, scale, _ = primals
+    y, mean, variance = _batch_norm(*primals)
+    changes = _tangent(x, scale, mean, variance, *tangents)
+    return (y, mean, variance), tuple(changes)
 
 
-def _forward_rule(x: jax.Array, scale: jax.Array, bias: jax.Array) -> Any:
-    y, mean, variance = _forward(x, scale, bias)
-    return (y, mean, variance), (x, scale, mean, variance)
+def _plain_tangent(
+    x: jax.Array, scale: jax.Array, mean: jax.Array, variance: jax.Array, *tangents: Any
+) -> Any:
+    primals = (x, scale, jnp.zeros_like(scale))
+    return list(jax.jvp(plain_batch_norm, primals, tangents)[1])
+
+
+def _transposed(cotangents: Any, undefined: list[bool], *arrays: Any) -> list[Any]:
+    """Returns the gradients in the place of the tangents: what reverse mode runs."""
+    return [None] * 4 + list(_backward(*arrays[:4], cotangents[0]))
+
+
+_tangent = substitute("batch_norm_tangent", _plain_tangent, _plain_tangent, _transposed)
 
 
 @jax.custom_jvp
@@ -191,10 +200,3 @@ def _backward_jvp(primals: Any, tangents: Any) -> Any:
     dx, dscale, _, _, dgradient = tangents
     _, tangent = jax.jvp(plain, (x, scale, gradient), (dx, dscale, dgradient))
     return _backward(*primals), tangent
-
-
-def _backward_rule(residuals: Any, cotangents: Any) -> Any:
-    return _backward(*residuals, cotangents[0])
-
-
-_batch_norm.defvjp(_forward_rule, _backward_rule)

@@ -103,6 +103,38 @@ def test_mixed_branches_and_its_first_two_derivatives(
     assert_close(all_of(fused.mixed_branches), all_of(fused.plain_mixed_branches))
 
 
+def test_every_mode_of_differentiation(float64: None, rng: np.random.Generator) -> None:
+    operands, branches, weights = _problem(SHAPES[1], rng, affine=True)
+    direction = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), operands)
+
+    def all_of(function: Any) -> Any:
+        def value(operands: Any) -> Any:
+            return jnp.sum(jnp.tanh(function(operands, branches)[0]) * weights)
+
+        def along(operands: Any) -> Any:
+            return jax.jvp(value, (operands,), (direction,))[1]
+
+        def squares(operands: Any) -> Any:
+            gradient = jax.tree.leaves(jax.grad(value)(operands))
+            return sum(jnp.sum(jnp.square(g)) for g in gradient)
+
+        mapped = jax.vmap(lambda w: value(operands._replace(weights=w)))
+        return jax.jit(
+            lambda o: (
+                along(o),  # forward
+                jax.grad(along)(o),  # reverse over forward
+                jax.jvp(along, (o,), (direction,))[1],  # forward over forward
+                jax.grad(squares)(o),  # reverse over reverse
+                jax.vmap(lambda d: jax.jvp(value, (o,), (d,))[1])(
+                    jax.tree.map(lambda x: jnp.stack([x, 2 * x]), direction)
+                ),
+                mapped(jnp.stack([o.weights, -o.weights])),
+            )
+        )(operands)
+
+    assert_close(all_of(fused.mixed_branches), all_of(fused.plain_mixed_branches), 1e-9)
+
+
 @pytest.mark.parametrize("of", [("weights",), ("x", "weights"), ("shared",)])
 def test_gradients_of_some_operands_are_those_of_all(
     of: tuple[str, ...], float64: None, rng: np.random.Generator
