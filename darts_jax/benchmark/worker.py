@@ -56,6 +56,7 @@ class Session:
         from darts_jax.benchmark.tasks import make_task
         from darts_jax.kernels import allocator
         from darts_jax.kernels.compiled import kernels
+        from darts_jax.training.tracing import without_collection
 
         begun = time.perf_counter()
         if jax.default_backend() == "cpu":  # as in training/loop.py
@@ -67,7 +68,8 @@ class Session:
         program = PROGRAMS[self.devices](task)
         self.step_function, self.state, self.batches = program
         initialised = time.perf_counter()
-        lowered = self.step_function.lower(self.state, *self.batches)
+        with without_collection():  # as in training/loop.py
+            lowered = self.step_function.lower(self.state, *self.batches)
         traced = time.perf_counter()
         compiled = lowered.compile()
         done = time.perf_counter()

@@ -1,5 +1,6 @@
 """A kernel in the place of a JAX function, which lends it its derivatives."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,12 +31,15 @@ def substitute(
     primitive = Primitive(name)
     primitive.multiple_results = True
 
+    @functools.cache  # a network has the same shapes many times
+    def results(shapes: tuple[Any, ...], static: tuple[tuple[str, Any], ...]) -> Any:
+        run = functools.partial(kernel, **dict(static))
+        found: Any = jax.eval_shape(run, *shapes)
+        return [jax.core.ShapedArray(r.shape, r.dtype) for r in found]
+
     def abstract(*avals: Any, **static: Any) -> Any:
-        shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals]
-        results: Any = jax.eval_shape(
-            lambda *arrays: kernel(*arrays, **static), *shapes
-        )
-        return [jax.core.ShapedArray(r.shape, r.dtype) for r in results]
+        shapes = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals)
+        return results(shapes, tuple(static.items()))
 
     def jvp(primals: Any, tangents: Any, **static: Any) -> Any:
         tangents = [

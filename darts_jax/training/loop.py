@@ -7,6 +7,7 @@ the checkpoint, so a run that was stopped between any two steps goes on bit for 
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ from darts_jax.training.interrupt import Interrupt
 from darts_jax.training.parallel import Layout, any_process, compiled_together
 from darts_jax.training.progress import show_progress
 from darts_jax.training.run_directory import RunDirectory
+from darts_jax.training.tracing import without_collection
 
 Sums = dict[str, jax.Array]
 
@@ -99,8 +101,9 @@ def _run(
                 count = min(plan.at_once, steps - i, every - done % every)
                 arguments = (*plan.feed.arguments(order), np.int32(count))
                 fresh = step is None
-                step = step or compiled_together(plan.step, state, sums, *arguments)
-                state, sums = step(state, sums, *arguments)
+                with without_collection() if fresh else nullcontext():
+                    step = step or compiled_together(plan.step, state, sums, *arguments)
+                    state, sums = step(state, sums, *arguments)
                 if on_cpu:
                     # Steps take seconds there and queue up by the dozen: a signal would be
                     # answered only after all of them.
