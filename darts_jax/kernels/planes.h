@@ -291,14 +291,18 @@ void AddDots(const Geometry& g, const T* dy, const T* planes, T* sum) {
   }
 }
 
-// Returns [edges, C, K * K] of kernels [edges, K, K, C].
+// Returns [edges, C, kept * kept], the middle of kernels [edges, size, size, C].
 template <typename T>
-std::vector<T> Transposed(const T* kernel, int64_t edges, int64_t taps, int64_t channels) {
-  std::vector<T> values(edges * channels * taps);
+std::vector<T> Transposed(const T* kernel, int64_t edges, int64_t size, int64_t kept,
+                          int64_t channels) {
+  std::vector<T> values(edges * channels * kept * kept);
+  const int64_t cut = (size - kept) / 2;
   for (int64_t e = 0; e < edges; ++e) {
-    for (int64_t t = 0; t < taps; ++t) {
+    for (int64_t t = 0; t < kept * kept; ++t) {
+      const int64_t row = t / kept + cut, column = t % kept + cut;
+      const T* from = kernel + ((e * size + row) * size + column) * channels;
       for (int64_t c = 0; c < channels; ++c) {
-        values[(e * channels + c) * taps + t] = kernel[(e * taps + t) * channels + c];
+        values[(e * channels + c) * kept * kept + t] = from[c];
       }
     }
   }
