@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -27,7 +28,7 @@ SYMBOLS = (
     *("Sums", "Moments"),  # norm.cc
 )
 # -march=native: the library is for this machine only, its name says so.
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC", "-w")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-w")
 COMPILE_SECONDS = 120  # it takes about 10; a compiler that hangs must not stop a run
 
 
@@ -107,22 +108,26 @@ def _library() -> ctypes.CDLL:
         # Another process may be building the same: the first complete file stays.
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             built = Path(folder) / path.name
-            subprocess.run(
-                [
-                    str(_compiler()),
-                    *FLAGS,
-                    f"-I{jax.ffi.include_dir()}",
-                    *map(str, SOURCES),
-                    "-o",
-                    str(built),
-                ],
-                capture_output=True,
-                check=True,
-                text=True,
-                timeout=COMPILE_SECONDS,
-            )
+            objects = [Path(folder) / f"{source.stem}.o" for source in SOURCES]
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                list(pool.map(_compile, SOURCES, objects))
+            _run(*FLAGS, "-shared", *map(str, objects), "-o", str(built))
             os.replace(built, path)
     return ctypes.CDLL(str(path))
+
+
+def _compile(source: Path, to: Path) -> None:
+    _run(*FLAGS, f"-I{jax.ffi.include_dir()}", "-c", str(source), "-o", str(to))
+
+
+def _run(*words: str) -> None:
+    subprocess.run(
+        [str(_compiler()), *words],
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=COMPILE_SECONDS,
+    )
 
 
 @functools.cache

@@ -19,7 +19,7 @@ template <typename T>
 void RunForward(ffi::ThreadPool& pool, const Shape& s, const Geometry& g, const T* x,
                 const T* kernel, T* y) {
   const int64_t in = g.height * g.width, out = g.out_height * g.out_width;
-  const std::vector<T> values = Transposed(kernel, s.edges, g.Taps(), s.channels);
+  const std::vector<T> values = Transposed(kernel, s.edges, g.size, g.size, s.channels);
   ParallelFor(pool, s.channels, 1, [=, &s, &g, &values](int64_t c, int64_t) {
     T* planes = Scratch<T>((g.Planes() + s.edges) * g.plane);
     T* results = planes + g.Planes() * g.plane;
@@ -38,7 +38,7 @@ template <typename T>
 void RunInputGradient(ffi::ThreadPool& pool, const Shape& s, const Geometry& g, const T* dy,
                       const T* kernel, T* dx) {
   const int64_t in = g.height * g.width, out = g.out_height * g.out_width;
-  const std::vector<T> values = Transposed(kernel, s.edges, g.Taps(), s.channels);
+  const std::vector<T> values = Transposed(kernel, s.edges, g.size, g.size, s.channels);
   ParallelFor(pool, s.channels, 1, [=, &s, &g, &values](int64_t c, int64_t) {
     T* planes = Scratch<T>((g.Planes() + 1) * g.plane);
     T* plane = planes + g.Planes() * g.plane;  // of dy

@@ -6,19 +6,6 @@ namespace {
 
 using namespace planes;
 
-// Mean and biased variance of every row of a shared value.
-template <typename T>
-void SharedMoments(ffi::ThreadPool& pool, const Branch<T>& branch, int64_t numbers) {
-  ParallelFor(pool, branch.rows, 1, [=, &branch](int64_t row, int64_t) {
-    Moment moment;
-    for (int64_t at = 0; at < numbers; at += kPiece) {
-      moment.AddNumbers(branch.z + row * numbers + at, std::min(kPiece, numbers - at));
-    }
-    branch.norm.mean[row] = moment.mean;
-    branch.norm.variance[row] = moment.squares / moment.count;
-  });
-}
-
 template <typename T>
 void WeightedSum(ffi::ThreadPool& pool, const Mixed<T>& m, T* mixed) {
   ParallelFor(pool, m.Rows(), 1, [=, &m](int64_t row, int64_t) {
@@ -51,7 +38,10 @@ void Forward(ffi::ThreadPool& pool, const Mixed<T>& m, T* mixed) {
       StageForward(pool, link.stage, InputOf(m, branch, i, maps), link.kernels, link.z,
                    link.norm.mean, link.norm.variance);
     }
-    if (branch.links.empty() && branch.norm.rows) SharedMoments(pool, branch, m.numbers);
+    if (branch.links.empty() && branch.norm.rows) {
+      MomentsOf(pool, branch.rows, m.numbers, branch.z, branch.norm.mean,
+                branch.norm.variance);
+    }
   }
   WeightedSum(pool, m, mixed);
 }

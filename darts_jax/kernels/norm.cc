@@ -26,20 +26,6 @@ void SumsOf(ffi::ThreadPool& pool, int64_t rows, int64_t rows_of_z, int64_t numb
   });
 }
 
-// For every row: mean and biased variance.
-template <typename T>
-void MomentsOf(ffi::ThreadPool& pool, int64_t rows, int64_t numbers, const T* x, T* mean,
-               T* variance) {
-  ParallelFor(pool, rows, 1, [=](int64_t row, int64_t) {
-    Moment moment;
-    for (int64_t at = 0; at < numbers; at += kPiece) {
-      moment.AddNumbers(x + row * numbers + at, std::min(kPiece, numbers - at));
-    }
-    mean[row] = moment.mean;
-    variance[row] = moment.squares / moment.count;
-  });
-}
-
 ffi::Error RunSums(ffi::ThreadPool pool, Buffer gradient, Buffer z, Result products,
                    Result sums) {
   return WithType(z, [&](auto zero) {

@@ -25,6 +25,7 @@ constexpr int64_t kOutputs = 1024;  // of a channel that are worth a loop of the
 
 struct Stage {
   int64_t inputs, edges, channels, out_channels, batch;
+  int64_t size;             // of the kernels, of which small images see the middle only
   Geometry g;               // of the images that are computed together
   int64_t in, out;        // numbers of an image, of an output
   int64_t padded, pitch;  // of a row of a group's outputs: to whole blocks, and to the next
@@ -39,8 +40,10 @@ struct Stage {
         std::max<int64_t>(1, std::min(kOutputs / out, (batch + kLeast - 1) / kLeast));
     const int64_t block = 2 * Vector<T>::kLanes;
     const int64_t padded = (images * out + block - 1) / block * block;
-    return {inputs, edges, channels, out_channels, batch,
-            Geometry(height, width, size, stride, dilation, Slack<T>(), images),
+    int64_t seen = size;  // the farthest taps of a small image read padding only
+    while (seen > 1 && dilation * (seen - 1) / 2 >= std::max(height, width)) seen -= 2;
+    return {inputs, edges, channels, out_channels, batch, size,
+            Geometry(height, width, seen, stride, dilation, Slack<T>(), images),
             height * width, out, padded, Pitch<T>(padded)};
   }
   // Images a task: whole groups of them.
@@ -54,6 +57,11 @@ struct Stage {
   int64_t Inputs() const { return inputs * channels; }
   int64_t Taps() const { return edges * g.Taps() * channels; }
   int64_t Mixes() const { return edges * channels * out_channels; }
+  // The taps that are seen, [n, C, taps].
+  template <typename T>
+  std::vector<T> Seen(const T* taps) const {
+    return Transposed(taps, edges, size, g.size, channels);
+  }
 };
 
 // What a stage reads: x, and for each of its channels a scale and a shift.
@@ -71,9 +79,9 @@ struct StageKernels {
 // u of the images of one channel, into their planes.
 template <typename T>
 void PackRectified(const Stage& s, const T* x, int64_t images, T scale, T shift, T* planes) {
-  const auto u = [=](T value) {
+  const auto u = [=](auto value) {
     value = scale * value + shift;
-    return value > 0 ? value : T(0);
+    return value > 0 ? value : decltype(value){};
   };
   for (int64_t i = 0; i < images; ++i) Pack(s.g, x + i * s.in, planes, i, u);
 }
@@ -95,7 +103,7 @@ void StageForward(ffi::ThreadPool& pool, const Stage& s, const StageInput<T>& fr
                   const StageKernels<T>& kernels, T* z, T* mean, T* variance) {
   std::vector<Moment> moments(s.Chunks() * s.Rows());
   Moment* sums = moments.data();
-  const std::vector<T> transposed = Transposed(kernels.taps, s.edges, s.g.Taps(), s.channels);
+  const std::vector<T> transposed = s.Seen(kernels.taps);
   const T *values = transposed.data(), *mix = kernels.mix;
   const int64_t call = NextCall();
   ParallelFor(pool, s.batch, s.Chunk(), [=, &s](int64_t first, int64_t last) {
@@ -289,11 +297,14 @@ void Finish(const Stage& s, T* parts, const StageGradients<T>& to) {
     std::copy(totals.shift, totals.shift + s.Inputs(), to.shift);
   }
   if (!to.taps) return;
+  const int64_t size = s.size, seen = s.g.size, cut = (size - seen) / 2;
+  std::fill(to.taps, to.taps + s.edges * size * size * s.channels, T(0));
   for (int64_t e = 0; e < s.edges; ++e) {
     for (int64_t t = 0; t < s.g.Taps(); ++t) {
+      const int64_t row = t / seen + cut, column = t % seen + cut;
+      T* at = to.taps + ((e * size + row) * size + column) * s.channels;
       for (int64_t c = 0; c < s.channels; ++c) {
-        to.taps[(e * s.g.Taps() + t) * s.channels + c] =
-            totals.taps[(e * s.channels + c) * s.g.Taps() + t];
+        at[c] = totals.taps[(e * s.channels + c) * s.g.Taps() + t];
       }
     }
   }
@@ -307,7 +318,7 @@ void StageBackward(ffi::ThreadPool& pool, const Stage& s, const StageInput<T>& f
   const int64_t each = Totals<T>::Count(s);
   std::vector<T> parts(s.Chunks() * each, T(0));
   T* part = parts.data();
-  const std::vector<T> transposed = Transposed(kernels.taps, s.edges, s.g.Taps(), s.channels);
+  const std::vector<T> transposed = s.Seen(kernels.taps);
   const T *values = transposed.data(), *mix = kernels.mix;
   const int64_t call = NextCall();
   ParallelFor(pool, s.batch, s.Chunk(), [=, &s](int64_t first, int64_t last) {

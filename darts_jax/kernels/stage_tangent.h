@@ -51,8 +51,8 @@ void AddToRow(const Stage& s, const T* plane, int64_t images, T* row) {
 template <typename T>
 void StageTangent(ffi::ThreadPool& pool, const Stage& s, const StagePair<T>& p, const T* z,
                   T* z_t, double* sums, double* products) {
-  const auto taps = Transposed(p.kernels.taps, s.edges, s.g.Taps(), s.channels);
-  const auto taps_t = Transposed(p.kernels_t.taps, s.edges, s.g.Taps(), s.channels);
+  const auto taps = s.Seen(p.kernels.taps);
+  const auto taps_t = s.Seen(p.kernels_t.taps);
   const T *values = taps.data(), *values_t = taps_t.data();
   std::vector<double> parts(2 * s.Chunks() * s.Rows(), 0.0);
   double* part = parts.data();
@@ -242,8 +242,8 @@ template <typename T>
 void StageBackwardTangent(ffi::ThreadPool& pool, const Stage& s, const StagePair<T>& p,
                           const Incoming<T>& into, const Incoming<T>& into_t,
                           const StageGradientsPair<T>& to) {
-  const auto taps = Transposed(p.kernels.taps, s.edges, s.g.Taps(), s.channels);
-  const auto taps_t = Transposed(p.kernels_t.taps, s.edges, s.g.Taps(), s.channels);
+  const auto taps = s.Seen(p.kernels.taps);
+  const auto taps_t = s.Seen(p.kernels_t.taps);
   const T *values = taps.data(), *values_t = taps_t.data();
   const int64_t each = 4 * s.Inputs();
   std::vector<T> parts(s.Chunks() * each, T(0));

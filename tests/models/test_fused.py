@@ -35,13 +35,16 @@ def assert_close(found: Any, wanted: Any, tolerance: float = 1e-11) -> None:
 
 
 # Edges, channels in and out, batch, image, stride: a batch of many tasks and one of a group
-# that is not full; odd sizes; as many edges as one loop takes, and more.
+# that is not full; odd sizes; as many edges as one loop takes, and more; images of which the
+# farthest taps see nothing.
 SHAPES = [
     (3, 4, 4, 3, (7, 6), 1),
     (2, 3, 5, 2, (8, 8), 2),
     (5, 2, 2, 35, (4, 4), 1),
     (1, 6, 6, 5, (9, 7), 2),
     (4, 2, 2, 33, (33, 32), 1),
+    (2, 3, 3, 35, (2, 2), 1),
+    (2, 2, 3, 5, (4, 1), 2),
 ]
 PRIMITIVES = ("sep_conv_3x3", "sep_conv_5x5", "dil_conv_5x5")
 
