@@ -116,36 +116,25 @@ struct Geometry {
   int64_t Span() const { return (images * (out_height + border) - border) * pitch; }
 };
 
-// to[i] = f(from[i]) by vectors of kBytes as often as they fit; returns how many were done.
-// The empty assembly keeps the compiler from making it a call of memcpy: rows are too short.
-template <int kBytes, typename T, typename F>
-inline int64_t MapVectors(const T* from, int64_t count, T* to, F f) {
-  typedef T V __attribute__((vector_size(kBytes), aligned(sizeof(T)), may_alias));
-  constexpr int64_t kLanes = kBytes / sizeof(T);
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    const V value = *reinterpret_cast<const V*>(from + i);
-    *reinterpret_cast<V*>(to + i) = f(value);
-    asm volatile("");
-  }
-  return i;
-}
-
-// to[i] = f(from[i]) of a row of an image; f takes numbers and vectors of them.
-template <typename T, typename F>
-inline void MapRow(const T* from, int64_t count, T* to, F f) {
-  int64_t i = MapVectors<64>(from, count, to, f);
-  i += MapVectors<32>(from + i, count - i, to + i, f);
-  i += MapVectors<16>(from + i, count - i, to + i, f);
-  for (; i < count; ++i) {
-    to[i] = f(from[i]);
-    asm volatile("");
-  }
-}
-
+// Copies a row of an image, which is far too short for a call of memcpy: the empty assembly
+// keeps the compiler from making one of the loops.
 template <typename T>
 inline void CopyRow(const T* from, int64_t count, T* to) {
-  MapRow(from, count, to, [](auto value) { return value; });
+  constexpr int kLanes = Vector<T>::kLanes;
+  typedef T Half __attribute__((vector_size(32), aligned(sizeof(T)), may_alias));
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    Store(to + i, Load(from + i));
+    asm volatile("");
+  }
+  if (i + kLanes / 2 <= count) {
+    *reinterpret_cast<Half*>(to + i) = *reinterpret_cast<const Half*>(from + i);
+    i += kLanes / 2;
+  }
+  for (; i < count; ++i) {
+    to[i] = from[i];
+    asm volatile("");
+  }
 }
 
 // Copies f of image i [H, W] into its planes; everything but the images' own places stays.
@@ -157,7 +146,7 @@ void Pack(const Geometry& g, const T* image, T* planes, int64_t i, F f) {
       for (int64_t h = r; h < g.height; h += g.stride, to += g.pitch) {
         const T* from = image + h * g.width;
         if (g.stride == 1) {
-          MapRow(from, g.width, to, f);
+          for (int64_t w = 0; w < g.width; ++w) to[w] = f(from[w]);
         } else {
           for (int64_t w = c, o = 0; w < g.width; w += g.stride, ++o) to[o] = f(from[w]);
         }
@@ -168,7 +157,7 @@ void Pack(const Geometry& g, const T* image, T* planes, int64_t i, F f) {
 
 template <typename T>
 void Pack(const Geometry& g, const T* image, T* planes, int64_t i = 0) {
-  Pack(g, image, planes, i, [](auto value) { return value; });
+  Pack(g, image, planes, i, [](T value) { return value; });
 }
 
 template <typename T>

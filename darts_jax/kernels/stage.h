@@ -79,9 +79,9 @@ struct StageKernels {
 // u of the images of one channel, into their planes.
 template <typename T>
 void PackRectified(const Stage& s, const T* x, int64_t images, T scale, T shift, T* planes) {
-  const auto u = [=](auto value) {
+  const auto u = [=](T value) {
     value = scale * value + shift;
-    return value > 0 ? value : decltype(value){};
+    return value > 0 ? value : T(0);
   };
   for (int64_t i = 0; i < images; ++i) Pack(s.g, x + i * s.in, planes, i, u);
 }
