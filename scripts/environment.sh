@@ -39,6 +39,8 @@ ensure_environment() {
         echo "installing darts-jax and its dependencies into $folder (a minute or two)"
         "$python" -m pip install --quiet --disable-pip-version-check \
             --editable "$root${extra:+[$extra]}"
+        # Once and on all cores, before several runs need them at the same time.
+        "$python" -c 'from darts_jax.kernels.compiled import kernels; kernels()'
         echo "$mark" > "$stamp"
     fi
 }
