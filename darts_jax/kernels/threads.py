@@ -1,8 +1,8 @@
 """Keeps each of XLA's worker threads to a core of its own.
 
-A step is thousands of short parallel loops, and between them the threads sleep. Where the
-system wakes two of them on one core, the other stays idle for seconds: a step then takes up
-to twice as long (benchmarks/NOTES.md).
+A step is thousands of short parallel loops, and between them the threads sleep. Now and then
+only one of two was at work for seconds, and a step took up to twice as long; bound threads did
+better (benchmarks/NOTES.md, which says what is not explained).
 """
 
 import os

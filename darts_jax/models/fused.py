@@ -157,15 +157,9 @@ def _backward_jvp(branches: Branches, wanted: int, primals: Any, tangents: Any) 
     if wanted >= 1:
         change = change._replace(x=x, shared=tuple(shared))
     if wanted >= 2:
-        operands, _, gradient = primals
-        operands_change, _, gradient_change = tangents
-        _, all_changes = jax.jvp(
-            functools.partial(_plain_gradients, branches=branches),
-            (operands, gradient),
-            (operands_change, gradient_change),
-        )
         found = found._replace(kernels=_backward(*primals, branches, wanted).kernels)
-        change = change._replace(kernels=all_changes.kernels)
+        changes = _plain_gradients_tangent(primals, tangents, branches)
+        change = change._replace(kernels=changes.kernels)
     return found, change
 
 
@@ -179,23 +173,23 @@ def _backward_tangent_by_kernel(*flat: jax.Array, tree: Any, branches: Branches)
 
 def _plain_backward_tangent(*flat: jax.Array, tree: Any, branches: Branches) -> Any:
     primals, tangents = jax.tree.unflatten(tree, flat)
-    operands, _, gradient = primals
-    operands_change, _, gradient_change = tangents
-    _, change = jax.jvp(
-        functools.partial(_plain_gradients, branches=branches),
-        (operands, gradient),
-        (operands_change, gradient_change),
-    )
+    change = _plain_gradients_tangent(primals, tangents, branches)
     return [change.weights, change.x, *change.shared]
 
 
-def _plain_gradients(
-    operands: Operands, gradient: jax.Array, *, branches: Branches
+def _plain_gradients_tangent(
+    primals: Any, tangents: Any, branches: Branches
 ) -> Operands:
+    """Returns how all gradients change; both are (operands, what is kept, the gradient)."""
+
     def mixed(operands: Operands) -> jax.Array:
         return plain_mixed_branches(operands, branches)[0]
 
-    return jax.vjp(mixed, operands)[1](gradient)[0]
+    def gradients(operands: Operands, gradient: jax.Array) -> Operands:
+        return jax.vjp(mixed, operands)[1](gradient)[0]
+
+    # What is kept is a function of the operands, whose tangents are there.
+    return jax.jvp(gradients, (primals[0], primals[2]), (tangents[0], tangents[2]))[1]
 
 
 _backward_tangent = substitute(
