@@ -3,6 +3,7 @@
 // Channels are spread over the thread pool; none of them shares a sum with another, so the
 // number of threads changes no bit.
 
+#include "parallel.h"
 #include "planes.h"
 
 namespace {

@@ -1,6 +1,7 @@
 // The mixed operations of one source state and their gradient: see mixed.h.
 
 #include "mixed.h"
+#include "stage_gradient.h"
 
 namespace {
 
@@ -35,8 +36,10 @@ void Forward(ffi::ThreadPool& pool, const Mixed<T>& m, T* mixed) {
   for (const Branch<T>& branch : m.branches) {
     for (size_t i = 0; i < branch.links.size(); ++i) {
       const Link<T>& link = branch.links[i];
-      StageForward(pool, link.stage, InputOf(m, branch, i, maps), link.kernels, link.z,
-                   link.norm.mean, link.norm.variance);
+      WithTiles<T>(link.stage, [&](const auto& tiles) {
+        StageForward(pool, tiles, InputOf(m, branch, i, maps), link.kernels, link.z,
+                     link.norm.mean, link.norm.variance);
+      });
     }
     if (branch.links.empty() && branch.norm.rows) {
       MomentsOf(pool, branch.rows, m.numbers, branch.z, branch.norm.mean,
@@ -93,9 +96,11 @@ void ThroughChain(ffi::ThreadPool& pool, const Mixed<T>& m, const Branch<T>& bra
     StageGradients<T> found{i ? scratch : dx, i == 0 && add,
                             i ? dscale.data() : nullptr, i ? dshift.data() : nullptr,
                             to ? to[each * i] : nullptr, to ? to[each * i + 1] : nullptr};
-    StageBackward(pool, s, InputOf(m, branch, i, maps), link.kernels,
-                  {link.z, gradient, into.a.data(), into.alpha.data(), into.beta.data()},
-                  found);
+    const Incoming<T> incoming{link.z, gradient, into.a.data(), into.alpha.data(),
+                               into.beta.data()};
+    WithTiles<T>(s, [&](const auto& tiles) {
+      StageBackward(pool, tiles, InputOf(m, branch, i, maps), link.kernels, incoming, found);
+    });
     if (i == 0) return;
     // `scratch` holds the norm's scale already, so that a is one.
     const Norm<T>& norm = branch.links[i - 1].norm;

@@ -108,9 +108,8 @@ Mixed<T> Arrange(const Setup& setup, ffi::RemainingArgs args, size_t first, T* z
     int64_t channels = image[0], height = image[2], width = image[3], inputs = 1;
     for (int64_t left = setup.plan[at++]; left > 0; --left, at += 2) {
       const auto taps = operand(next).dimensions(), mix = operand(next + 1).dimensions();
-      const Stage stage =
-          Stage::Of<T>(inputs, m.edges, channels, mix[2], image[1], height, width, taps[1],
-                       setup.plan[at], setup.plan[at + 1]);
+      const Stage stage(inputs, m.edges, channels, mix[2], image[1], height, width, taps[1],
+                        setup.plan[at], setup.plan[at + 1]);
       const bool affine = setup.affine;
       const Norm<T> norm = norm_of(affine ? of(next + 2) : nullptr,
                                    affine ? of(next + 3) : nullptr, stage.Rows());
@@ -118,7 +117,7 @@ Mixed<T> Arrange(const Setup& setup, ffi::RemainingArgs args, size_t first, T* z
       z += link.stage.Rows() * image[1] * link.stage.out;
       next += affine ? 4 : 2;
       inputs = m.edges, channels = mix[2];
-      height = link.stage.g.out_height, width = link.stage.g.out_width;
+      height = link.stage.out_height, width = link.stage.out_width;
       branch.links.push_back(link);
     }
     const Link<T>& last = branch.links.back();

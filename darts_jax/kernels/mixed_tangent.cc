@@ -116,8 +116,10 @@ void Forward(ffi::ThreadPool& pool, const MixedPair<T>& pair, T* mixed_t) {
       const Link<T>& link = branch.links[i];
       const Link<T>& link_t = pair.t.branches[p].links[i];
       std::vector<double> sums(link.norm.rows), products(link.norm.rows);
-      StageTangent(pool, link.stage, PairOf(pair, p, i, maps, maps_t), link.z, link_t.z,
-                   sums.data(), products.data());
+      WithTiles<T>(link.stage, [&](const auto& tiles) {
+        StageTangent(pool, tiles, PairOf(pair, p, i, maps, maps_t), link.z, link_t.z,
+                     sums.data(), products.data());
+      });
       MomentTangents(link.norm, link_t.norm, link.stage.batch * link.stage.out, sums.data(),
                      products.data());
     }
@@ -178,13 +180,14 @@ void ThroughChain(ffi::ThreadPool& pool, const MixedPair<T>& pair, size_t p,
     StageGradientsPair<T> found{nullptr, dx_t, add, nullptr, nullptr, nullptr, nullptr};
     if (i) found = {scratch, between_t, false, dscale, dshift, dscale_t, dshift_t};
     const auto& c = into;
-    StageBackwardTangent(
-        pool, s, PairOf(pair, p, i, maps, maps_t),
-        {branch.links[i].z, gradient, c.value.a.data(), c.value.alpha.data(),
-         c.value.beta.data()},
-        {branch_t.links[i].z, gradient_t, c.tangent.a.data(), c.tangent.alpha.data(),
-         c.tangent.beta.data()},
-        found);
+    const Incoming<T> incoming{branch.links[i].z, gradient, c.value.a.data(),
+                               c.value.alpha.data(), c.value.beta.data()};
+    const Incoming<T> incoming_t{branch_t.links[i].z, gradient_t, c.tangent.a.data(),
+                                 c.tangent.alpha.data(), c.tangent.beta.data()};
+    WithTiles<T>(s, [&](const auto& tiles) {
+      StageBackwardTangent(pool, tiles, PairOf(pair, p, i, maps, maps_t), incoming, incoming_t,
+                           found);
+    });
     if (i == 0) return;
     const NormPair<T> norm{branch.links[i - 1].norm, branch_t.links[i - 1].norm};
     into = CoefficientsPair<T>(norm.norm.rows);

@@ -3,7 +3,8 @@
 #ifndef DARTS_JAX_KERNELS_MOMENTS_H_
 #define DARTS_JAX_KERNELS_MOMENTS_H_
 
-#include "planes.h"
+#include "parallel.h"
+#include "vectors.h"
 
 namespace planes {
 

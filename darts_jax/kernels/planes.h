@@ -12,71 +12,12 @@
 #define DARTS_JAX_KERNELS_PLANES_H_
 
 #include <algorithm>
-#include <atomic>
-#include <condition_variable>
 #include <cstdint>
-#include <cstring>
-#include <limits>
-#include <memory>
-#include <mutex>
 #include <vector>
 
-#include "xla/ffi/api/ffi.h"
+#include "vectors.h"
 
 namespace planes {
-
-namespace ffi = xla::ffi;
-
-template <typename T>
-struct Vector {
-  static constexpr int kLanes = 64 / sizeof(T);
-  typedef T Type __attribute__((vector_size(64), aligned(sizeof(T)), may_alias));
-};
-
-template <typename T>
-inline typename Vector<T>::Type Load(const T* p) {
-  return *reinterpret_cast<const typename Vector<T>::Type*>(p);
-}
-
-template <typename T>
-inline void Store(T* p, typename Vector<T>::Type v) {
-  *reinterpret_cast<typename Vector<T>::Type*>(p) = v;
-}
-
-template <typename T>
-inline T AddLanes(typename Vector<T>::Type v) {
-  T total = 0;
-  for (int i = 0; i < Vector<T>::kLanes; ++i) total += v[i];
-  return total;
-}
-
-// The sum of f(i) over i < count, where f(i) of a vector type holds the numbers from i on and
-// of a T one number. Written out, since a compiler may not reorder a plain loop's sum.
-template <typename T, typename F>
-inline T Sum(int64_t count, F f) {
-  using V = typename Vector<T>::Type;
-  constexpr int kLanes = Vector<T>::kLanes;
-  V a = {}, b = {};
-  int64_t i = 0;
-  for (; i + 2 * kLanes <= count; i += 2 * kLanes) {
-    a += f(i, V{});
-    b += f(i + kLanes, V{});
-  }
-  T total = AddLanes<T>(a + b);
-  for (; i < count; ++i) total += f(i, T(0));
-  return total;
-}
-
-// Reads one number or a vector of them, by the type of the last argument.
-template <typename T>
-inline T Read(const T* p, T) {
-  return *p;
-}
-
-template <typename T>
-inline typename Vector<T>::Type Read(const T* p, typename Vector<T>::Type) {
-  return Load(p);
-}
 
 // How the taps of a kernel lie in the planes of an image.
 struct Geometry {
@@ -110,6 +51,12 @@ struct Geometry {
   int64_t Mod(int64_t a) const { return ((a % stride) + stride) % stride; }
   int64_t Taps() const { return size * size; }
   int64_t Planes() const { return stride * stride; }
+  // Numbers of an input's channel, of an output's, of a group's outputs without gaps, and of
+  // what the functions of groups work in.
+  int64_t Input() const { return Planes() * plane; }
+  int64_t Output() const { return plane; }
+  int64_t Row() const { return images * out_height * out_width; }
+  int64_t Temporary() const { return 0; }
   // The first output's place in a plane, the same of image i, and how far outputs reach.
   int64_t Start() const { return border * pitch + border; }
   int64_t Start(int64_t i) const { return Start() + i * (out_height + border) * pitch; }
@@ -309,56 +256,50 @@ std::vector<T> Transposed(const T* kernel, int64_t edges, int64_t size, int64_t 
   return values;
 }
 
-// Runs work(first, last) on every run of `chunk` numbers below `count`, spread over the
-// pool; returns when all are done.
-template <typename F>
-void ParallelFor(ffi::ThreadPool& pool, int64_t count, int64_t chunk, F work) {
-  struct Shared {
-    std::atomic<int64_t> next{0};
-    std::mutex mutex;
-    std::condition_variable done;
-    int64_t finished = 0;
-  };
-  auto shared = std::make_shared<Shared>();
-  // A helper that starts late finds no work left and touches only what it owns.
-  const int64_t chunks = (count + chunk - 1) / chunk;
-  auto loop = [shared, count, chunk, chunks, work] {
-    int64_t mine = 0;
-    for (int64_t i; (i = shared->next.fetch_add(1)) < chunks; ++mine) {
-      work(i * chunk, std::min(count, (i + 1) * chunk));
+// Groups of images: what lanes.h does in another way.
+
+template <typename T, typename F>
+void PackImages(const Geometry& g, const T* x, int64_t images, T* planes, T*, F f) {
+  for (int64_t i = 0; i < images; ++i) Pack(g, x + i * g.height * g.width, planes, i, f);
+}
+
+template <typename T>
+void UnpackImages(const Geometry& g, const T* planes, int64_t images, T* x, T*) {
+  for (int64_t i = 0; i < images; ++i) Unpack(g, planes, x + i * g.height * g.width, i);
+}
+
+template <typename T>
+void ImagesToRow(const Geometry& g, const T* z, int64_t images, T* row, T*) {
+  if (z != row) std::copy(z, z + images * g.out_height * g.out_width, row);
+}
+
+template <typename T>
+void RowToImages(const Geometry& g, const T* row, int64_t images, T* z, T*) {
+  std::copy(row, row + images * g.out_height * g.out_width, z);
+}
+
+template <typename T>
+void RowToPlane(const Geometry& g, const T* row, int64_t images, T* plane) {
+  const int64_t out = g.out_height * g.out_width;
+  for (int64_t i = 0; i < images; ++i) PackOutput(g, row + i * out, plane, i);
+}
+
+// The outputs of a channel under several kernels, `values` [edges, apart], to rows that are
+// `pitch` numbers apart, or added to them; `results` has room for a plane of each.
+template <typename T, bool kAdd = false>
+void Depthwise(const Geometry& g, const T* planes, const T* values, int64_t apart,
+               int64_t edges, int64_t images, T* rows, int64_t pitch, T* results) {
+  CorrelateAll(g, planes, values, apart, edges, results);
+  for (int64_t e = 0; e < edges; ++e, rows += pitch, results += g.plane) {
+    T* to = rows;
+    for (int64_t i = 0; i < images; ++i) {
+      if (!kAdd) UnpackOutput(g, results, to, i);
+      for (int64_t h = 0; h < g.out_height; ++h, to += g.out_width) {
+        const T* from = results + g.Start(i) + h * g.pitch;
+        for (int64_t w = 0; kAdd && w < g.out_width; ++w) to[w] += from[w];
+      }
     }
-    if (mine == 0) return;
-    std::lock_guard<std::mutex> lock(shared->mutex);
-    shared->finished += mine;
-    if (shared->finished == chunks) shared->done.notify_all();
-  };
-  const int64_t helpers = std::min<int64_t>(pool.num_threads(), chunks) - 1;
-  for (int64_t i = 0; i < helpers; ++i) pool.Schedule([loop] { loop(); });
-  loop();
-  std::unique_lock<std::mutex> lock(shared->mutex);
-  shared->done.wait(lock, [&] { return shared->finished == chunks; });
-}
-
-// A number that no other call of a kernel has.
-inline int64_t NextCall() {
-  static std::atomic<int64_t> calls{0};
-  return ++calls;
-}
-
-// Returns this thread's array of `count` numbers: zeros when a call first asks for it, then
-// as the call's task before left it.
-template <typename T>
-T* Scratch(int64_t count, int64_t call) {
-  thread_local std::vector<T> buffer;
-  thread_local int64_t last = 0;
-  if (last != call) buffer.assign(count, T(0));
-  last = call;
-  return buffer.data();
-}
-
-template <typename T>
-T* Scratch(int64_t count) {
-  return Scratch<T>(count, NextCall());
+  }
 }
 
 // Room for a block that starts at the last output and reads at the farthest tap.

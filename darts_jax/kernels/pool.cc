@@ -1,6 +1,9 @@
 // Max pooling for CPUs: the pool, and the linear map that it is where its choice of taps
 // does not change, with its transpose: pick and place.
 
+#include <limits>
+
+#include "parallel.h"
 #include "planes.h"
 
 namespace {

@@ -6,7 +6,7 @@
 #ifndef DARTS_JAX_KERNELS_PRODUCTS_H_
 #define DARTS_JAX_KERNELS_PRODUCTS_H_
 
-#include "planes.h"
+#include "vectors.h"
 
 namespace planes {
 

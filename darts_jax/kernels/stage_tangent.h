@@ -7,7 +7,7 @@
 #ifndef DARTS_JAX_KERNELS_STAGE_TANGENT_H_
 #define DARTS_JAX_KERNELS_STAGE_TANGENT_H_
 
-#include "stage.h"
+#include "stage_gradient.h"
 
 namespace planes {
 
@@ -18,59 +18,47 @@ struct StagePair {
   StageKernels<T> kernels, kernels_t;
 };
 
-// uT of the images of one channel, into their planes; `row` has room for an image.
-template <typename T>
-void PackTangent(const Stage& s, const StagePair<T>& p, int64_t channel, int64_t b,
-                 int64_t images, T* row, T* planes) {
+// uT of the images of one channel, into their planes; `row` has room for them.
+template <typename T, typename G>
+void PackTangent(const Tiles<T, G>& s, const StagePair<T>& p, int64_t channel, int64_t b,
+                 int64_t images, T* row, T* planes, T* temporary) {
   const T scale = p.from.scale[channel], shift = p.from.shift[channel];
   const T scale_t = p.from_t.scale[channel], shift_t = p.from_t.shift[channel];
-  for (int64_t k = 0; k < images; ++k) {
-    const T* x = p.from.x + (channel * s.batch + b + k) * s.in;
-    const T* x_t = p.from_t.x + (channel * s.batch + b + k) * s.in;
-    for (int64_t i = 0; i < s.in; ++i) {
-      const T tangent = scale_t * x[i] + scale * x_t[i] + shift_t;
-      row[i] = scale * x[i] + shift > 0 ? tangent : T(0);
-    }
-    Pack(s.g, row, planes, k);
+  const T* x = p.from.x + (channel * s.batch + b) * s.in;
+  const T* x_t = p.from_t.x + (channel * s.batch + b) * s.in;
+  for (int64_t i = 0; i < images * s.in; ++i) {
+    const T tangent = scale_t * x[i] + scale * x_t[i] + shift_t;
+    row[i] = scale * x[i] + shift > 0 ? tangent : T(0);
   }
-}
-
-// The outputs of two planes added, to a row without gaps.
-template <typename T>
-void AddToRow(const Stage& s, const T* plane, int64_t images, T* row) {
-  for (int64_t k = 0; k < images; ++k) {
-    for (int64_t h = 0; h < s.g.out_height; ++h) {
-      const T* from = plane + s.g.Start(k) + h * s.g.pitch;
-      T* to = row + k * s.out + h * s.g.out_width;
-      for (int64_t w = 0; w < s.g.out_width; ++w) to[w] += from[w];
-    }
-  }
+  PackImages(s.g, row, images, planes, temporary, [](T value) { return value; });
 }
 
 // zT [n, C', B, H', W'], and the sums of zT and of z * zT over batch and image, [n, C'].
-template <typename T>
-void StageTangent(ffi::ThreadPool& pool, const Stage& s, const StagePair<T>& p, const T* z,
+template <typename T, typename G>
+void StageTangent(ffi::ThreadPool& pool, const Tiles<T, G>& s, const StagePair<T>& p, const T* z,
                   T* z_t, double* sums, double* products) {
-  const auto taps = s.Seen(p.kernels.taps);
-  const auto taps_t = s.Seen(p.kernels_t.taps);
+  const auto taps = s.Values(p.kernels.taps);
+  const auto taps_t = s.Values(p.kernels_t.taps);
   const T *values = taps.data(), *values_t = taps_t.data();
   std::vector<double> parts(2 * s.Chunks() * s.Rows(), 0.0);
   double* part = parts.data();
   const int64_t call = NextCall();
   ParallelFor(pool, s.batch, s.Chunk(), [=, &s, &p](int64_t first, int64_t last) {
-    const Geometry& g = s.g;
+    const G& g = s.g;
     const int64_t edges = s.EdgesOfInput(), group = g.images;
     const int64_t rows = edges * s.channels * s.pitch;
-    const int64_t count = 2 * g.Planes() * g.plane + edges * g.plane + 2 * rows +
-                          2 * s.out_channels * s.pitch + s.in;
+    const int64_t count = 2 * g.Input() + edges * g.Output() + 2 * rows +
+                          2 * s.out_channels * s.pitch + group * s.in +
+                          g.Temporary();
     T* u = Scratch<T>(count, call);
-    T* u_t = u + g.Planes() * g.plane;
-    T* results = u_t + g.Planes() * g.plane;
-    T* y = results + edges * g.plane;
+    T* u_t = u + g.Input();
+    T* results = u_t + g.Input();
+    T* y = results + edges * g.Output();
     T* y_t = y + rows;
     T* product = y_t + rows;
     T* product_t = product + s.out_channels * s.pitch;
     T* image = product_t + s.out_channels * s.pitch;
+    T* temporary = image + group * s.in;
     double* sum = part + first / s.Chunk() * 2 * s.Rows();
     for (int64_t b = first; b < last; b += group) {
       const int64_t images = std::min(group, last - b);
@@ -78,18 +66,13 @@ void StageTangent(ffi::ThreadPool& pool, const Stage& s, const StagePair<T>& p, 
       for (int64_t i = 0; i < s.inputs; ++i) {
         for (int64_t c = 0; c < s.channels; ++c) {
           const int64_t row = i * s.channels + c, apart = s.channels * g.Taps();
-          PackRectified(s, p.from.x + (row * s.batch + b) * s.in, images, p.from.scale[row],
-                        p.from.shift[row], u);
-          PackTangent(s, p, row, b, images, image, u_t);
-          const auto each = [&](auto f, const T* planes, const T* kernels, T* to) {
-            CorrelateAll(g, planes, kernels + row * g.Taps(), apart, edges, results);
-            for (int64_t e = 0; e < edges; ++e) {
-              f(s, results + e * g.plane, images, to + (e * s.channels + c) * s.pitch);
-            }
-          };
-          each(ToRow<T>, u, values, y);
-          each(ToRow<T>, u_t, values, y_t);
-          each(AddToRow<T>, u, values_t, y_t);
+          PackRectified(s, p.from, row, b, images, u, temporary);
+          PackTangent(s, p, row, b, images, image, u_t, temporary);
+          const int64_t at = row * g.Taps(), between = s.channels * s.pitch;
+          T *to = y + c * s.pitch, *to_t = y_t + c * s.pitch;
+          Depthwise(g, u, values + at, apart, edges, images, to, between, results);
+          Depthwise(g, u_t, values + at, apart, edges, images, to_t, between, results);
+          Depthwise<T, true>(g, u, values_t + at, apart, edges, images, to_t, between, results);
         }
         for (int64_t e = 0; e < edges; ++e) {
           const int64_t mixes = (i + e) * s.channels * s.out_channels;
@@ -100,10 +83,11 @@ void StageTangent(ffi::ThreadPool& pool, const Stage& s, const StagePair<T>& p, 
                    y_t + at, s.padded, s.pitch, product_t);
           for (int64_t c = 0; c < s.out_channels; ++c) {
             const int64_t row = (i + e) * s.out_channels + c, numbers = images * s.out;
-            const T *one = product + c * s.pitch, *other = product_t + c * s.pitch;
+            T *one = product + c * s.pitch, *other = product_t + c * s.pitch;
             const T* of = z + (row * s.batch + b) * s.out;
             T* to = z_t + (row * s.batch + b) * s.out;
-            for (int64_t k = 0; k < numbers; ++k) to[k] = one[k] + other[k];
+            for (int64_t k = 0; k < g.Row(); ++k) one[k] += other[k];
+            RowToImages(g, one, images, to, temporary);
             sum[row] += Sum<T>(numbers, [=](int64_t k, auto as) { return Read(to + k, as); });
             sum[s.Rows() + row] += Sum<T>(numbers, [=](int64_t k, auto as) {
               return Read(to + k, as) * Read(of + k, as);
@@ -131,16 +115,17 @@ struct StageGradientsPair {
   T *scale, *shift, *scale_t, *shift_t;  // [inputs, C], or null
 };
 
-template <typename T>
+template <typename T, typename G>
 struct TangentWorkspace {
   T *du, *du_t;  // planes of every channel of an input
   T *plane, *plane_t;
   T *dz, *dz_t, *dy, *dy_t, *more;  // [C', pitch] twice, [C, pitch] three times
   T *back, *back_t;                 // an input's images without gaps
+  T *temporary, *temporary_t;
   int64_t count;
 
-  static TangentWorkspace In(const Stage& s, T* at) {
-    const int64_t planes = s.channels * s.g.Planes() * s.g.plane;
+  static TangentWorkspace In(const Tiles<T, G>& s, T* at) {
+    const int64_t planes = s.channels * s.g.Input();
     T* const start = at;
     const auto take = [&](int64_t numbers) {
       T* const here = at;
@@ -149,23 +134,24 @@ struct TangentWorkspace {
     };
     TangentWorkspace w;
     w.du = take(planes), w.du_t = take(planes);
-    w.plane = take(s.g.plane), w.plane_t = take(s.g.plane);
+    w.plane = take(s.g.Output()), w.plane_t = take(s.g.Output());
     w.dz = take(s.out_channels * s.pitch), w.dz_t = take(s.out_channels * s.pitch);
     w.dy = take(s.channels * s.pitch), w.dy_t = take(s.channels * s.pitch);
     w.more = take(s.channels * s.pitch);
     w.back = take(s.g.images * s.in), w.back_t = take(s.g.images * s.in);
+    w.temporary = take(s.g.Temporary()), w.temporary_t = take(s.g.Temporary());
     w.count = at - start;
     return w;
   }
 };
 
 // du and duT of one input of some images, through all its edges.
-template <typename T>
-void TangentOfInput(const Stage& s, int64_t i, int64_t b, int64_t images, const T* values,
+template <typename T, typename G>
+void TangentOfInput(const Tiles<T, G>& s, int64_t i, int64_t b, int64_t images, const T* values,
                     const T* values_t, const StagePair<T>& p, const Incoming<T>& into,
-                    const Incoming<T>& into_t, const TangentWorkspace<T>& w) {
-  const Geometry& g = s.g;
-  const int64_t planes = g.Planes() * g.plane;
+                    const Incoming<T>& into_t, const TangentWorkspace<T, G>& w) {
+  const G& g = s.g;
+  const int64_t planes = g.Input();
   for (int64_t e = i; e < i + s.EdgesOfInput(); ++e) {
     for (int64_t c = 0; c < s.out_channels; ++c) {
       const int64_t row = e * s.out_channels + c, at = (row * s.batch + b) * s.out;
@@ -173,12 +159,16 @@ void TangentOfInput(const Stage& s, int64_t i, int64_t b, int64_t images, const 
       const T *z_t = into_t.z + at, *gradient_t = into_t.gradient + at;
       const T a = into.a[row], alpha = into.alpha[row], beta = into.beta[row];
       const T a_t = into_t.a[row], alpha_t = into_t.alpha[row], beta_t = into_t.beta[row];
-      T *to = w.dz + c * s.pitch, *to_t = w.dz_t + c * s.pitch;
+      T *row_of = w.dz + c * s.pitch, *row_t = w.dz_t + c * s.pitch;
+      T* to = g.Temporary() ? w.temporary : row_of;
+      T* to_t = g.Temporary() ? w.temporary_t : row_t;
       for (int64_t k = 0; k < images * s.out; ++k) {
         to[k] = a * gradient[k] + alpha + beta * z[k];
         to_t[k] = a_t * gradient[k] + a * gradient_t[k] + alpha_t + beta_t * z[k] +
                   beta * z_t[k];
       }
+      ImagesToRow(g, to, images, row_of, w.temporary);
+      ImagesToRow(g, to_t, images, row_t, w.temporary_t);
     }
     const int64_t mixes = e * s.channels * s.out_channels;
     const auto multiply = [&](const T* mix, const T* dz, T* dy) {
@@ -191,8 +181,8 @@ void TangentOfInput(const Stage& s, int64_t i, int64_t b, int64_t images, const 
     for (int64_t k = 0; k < s.channels * s.pitch; ++k) w.dy_t[k] += w.more[k];
     for (int64_t c = 0; c < s.channels; ++c) {
       const int64_t taps = (e * s.channels + c) * g.Taps();
-      FromRow(s, w.dy + c * s.pitch, images, w.plane);
-      FromRow(s, w.dy_t + c * s.pitch, images, w.plane_t);
+      RowToPlane(g, w.dy + c * s.pitch, images, w.plane);
+      RowToPlane(g, w.dy_t + c * s.pitch, images, w.plane_t);
       Spread(g, w.plane, values + taps, w.du + c * planes);
       Spread(g, w.plane_t, values + taps, w.du_t + c * planes);
       Spread(g, w.plane, values_t + taps, w.du_t + c * planes);
@@ -200,18 +190,16 @@ void TangentOfInput(const Stage& s, int64_t i, int64_t b, int64_t images, const 
   }
 }
 
-template <typename T>
-void LeaveTangent(const Stage& s, const StagePair<T>& p, int64_t i, int64_t c, int64_t b,
-                  int64_t images, const TangentWorkspace<T>& w,
+template <typename T, typename G>
+void LeaveTangent(const Tiles<T, G>& s, const StagePair<T>& p, int64_t i, int64_t c, int64_t b,
+                  int64_t images, const TangentWorkspace<T, G>& w,
                   const StageGradientsPair<T>& to, T* totals) {
   const int64_t row = i * s.channels + c, numbers = images * s.in;
-  const int64_t at = (row * s.batch + b) * s.in, planes = s.g.Planes() * s.g.plane;
+  const int64_t at = (row * s.batch + b) * s.in, planes = s.g.Input();
   const T *x = p.from.x + at, *x_t = p.from_t.x + at;
   T *back = w.back, *back_t = w.back_t;
-  for (int64_t k = 0; k < images; ++k) {
-    Unpack(s.g, w.du + c * planes, back + k * s.in, k);
-    Unpack(s.g, w.du_t + c * planes, back_t + k * s.in, k);
-  }
+  UnpackImages(s.g, w.du + c * planes, images, back, w.temporary);
+  UnpackImages(s.g, w.du_t + c * planes, images, back_t, w.temporary);
   const T scale = p.from.scale[row], shift = p.from.shift[row];
   const T scale_t = p.from_t.scale[row];
   for (int64_t k = 0; k < numbers; ++k) {
@@ -238,22 +226,22 @@ void LeaveTangent(const Stage& s, const StagePair<T>& p, int64_t i, int64_t c, i
   sum[3] += Sum<T>(numbers, [=](int64_t k, auto as) { return Read(back_t + k, as); });
 }
 
-template <typename T>
-void StageBackwardTangent(ffi::ThreadPool& pool, const Stage& s, const StagePair<T>& p,
+template <typename T, typename G>
+void StageBackwardTangent(ffi::ThreadPool& pool, const Tiles<T, G>& s, const StagePair<T>& p,
                           const Incoming<T>& into, const Incoming<T>& into_t,
                           const StageGradientsPair<T>& to) {
-  const auto taps = s.Seen(p.kernels.taps);
-  const auto taps_t = s.Seen(p.kernels_t.taps);
+  const auto taps = s.Values(p.kernels.taps);
+  const auto taps_t = s.Values(p.kernels_t.taps);
   const T *values = taps.data(), *values_t = taps_t.data();
   const int64_t each = 4 * s.Inputs();
   std::vector<T> parts(s.Chunks() * each, T(0));
   T* part = parts.data();
   const int64_t call = NextCall();
   ParallelFor(pool, s.batch, s.Chunk(), [=, &s, &p](int64_t first, int64_t last) {
-    const int64_t count = TangentWorkspace<T>::In(s, static_cast<T*>(nullptr)).count;
+    const int64_t count = TangentWorkspace<T, G>::In(s, static_cast<T*>(nullptr)).count;
     T* scratch = Scratch<T>(count, call);
-    const auto w = TangentWorkspace<T>::In(s, scratch);
-    const int64_t planes = s.channels * s.g.Planes() * s.g.plane, group = s.g.images;
+    const auto w = TangentWorkspace<T, G>::In(s, scratch);
+    const int64_t planes = s.channels * s.g.Input(), group = s.g.images;
     for (int64_t b = first; b < last; b += group) {
       const int64_t images = std::min(group, last - b);
       if (images < group) std::fill(scratch, scratch + count, T(0));

@@ -45,6 +45,10 @@ SHAPES = [
     (4, 2, 2, 33, (33, 32), 1),
     (2, 3, 3, 35, (2, 2), 1),
     (2, 2, 3, 5, (4, 1), 2),
+    # Batches of whole vectors: small images side by side in their lanes.
+    (5, 2, 3, 16, (8, 8), 1),
+    (2, 3, 2, 24, (7, 8), 2),
+    (1, 2, 2, 16, (2, 1), 1),
 ]
 PRIMITIVES = ("sep_conv_3x3", "sep_conv_5x5", "dil_conv_5x5")
 
@@ -104,6 +108,24 @@ def test_mixed_branches_and_its_first_two_derivatives(
         return jax.jit(lambda a, b: jax.jvp(gradient, (a,), (b,)))(operands, direction)
 
     assert_close(all_of(fused.mixed_branches), all_of(fused.plain_mixed_branches))
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 3, 32, (8, 8), 2), (2, 3, 3, 48, (2, 5), 1)])
+def test_single_precision(shape: Any, rng: np.random.Generator) -> None:
+    # Its vectors have twice the lanes.
+    operands, branches, weights = jax.tree.map(
+        lambda x: x.astype(jnp.float32) if isinstance(x, jax.Array) else x,
+        _problem(shape, rng),
+    )
+
+    def all_of(function: Any) -> Any:
+        def value(operands: Any) -> Any:
+            mixed, _ = function(operands, branches)
+            return jnp.sum(jnp.tanh(mixed) * weights), mixed
+
+        return jax.jit(jax.grad(value, has_aux=True))(operands)
+
+    assert_close(all_of(fused.mixed_branches), all_of(fused.plain_mixed_branches), 1e-4)
 
 
 def test_every_mode_of_differentiation(float64: None, rng: np.random.Generator) -> None:

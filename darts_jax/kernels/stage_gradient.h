@@ -1,0 +1,201 @@
+// The gradient of a stage (stage.h), in one pass over the images.
+
+#ifndef DARTS_JAX_KERNELS_STAGE_GRADIENT_H_
+#define DARTS_JAX_KERNELS_STAGE_GRADIENT_H_
+
+#include "stage.h"
+
+namespace planes {
+
+// dz = a * gradient + alpha + beta * z: the gradient that reaches z through a batch norm.
+template <typename T>
+struct Incoming {
+  const T *z, *gradient, *a, *alpha, *beta;
+};
+
+// Where the gradients of a stage go. Without `taps` those of the kernels are not computed.
+template <typename T>
+struct StageGradients {
+  T* x;
+  bool add;           // to x, where another stage wrote already
+  T *scale, *shift;   // [inputs, C]
+  T *taps, *mix;
+};
+
+// What a task adds up: gradients of taps [n, C, K * K], mix, scale and shift.
+template <typename T, typename G>
+struct Totals {
+  T *taps, *mix, *scale, *shift;
+  static int64_t Count(const Tiles<T, G>& s) { return s.Taps() + s.Mixes() + 2 * s.Inputs(); }
+  static Totals In(const Tiles<T, G>& s, T* at) {
+    T* mix = at + s.Taps();
+    return {at, mix, mix + s.Mixes(), mix + s.Mixes() + s.Inputs()};
+  }
+};
+
+// The arrays of one task.
+template <typename T, typename G>
+struct Workspace {
+  T *u, *du;           // planes of every channel of an input
+  T *results;          // a plane for every edge of an input
+  T *y, *dz, *dy;      // [edges of an input, C, pitch], [C', pitch], [C, pitch]
+  T *back;             // an input's images without gaps
+  T *temporary;
+  int64_t count;
+
+  static Workspace In(const Tiles<T, G>& s, T* at) {
+    const int64_t planes = s.channels * s.g.Input();
+    Workspace w;
+    w.u = at;
+    w.du = w.u + planes;
+    w.results = w.du + planes;
+    w.y = w.results + s.EdgesOfInput() * s.g.Output();
+    w.dz = w.y + s.EdgesOfInput() * s.channels * s.pitch;
+    w.dy = w.dz + s.out_channels * s.pitch;
+    w.back = w.dy + s.channels * s.pitch;
+    w.temporary = w.back + s.g.images * s.in;
+    w.count = w.temporary + s.g.Temporary() - at;
+    return w;
+  }
+  static int64_t Count(const Tiles<T, G>& s) {
+    return In(s, static_cast<T*>(nullptr)).count;
+  }
+};
+
+// y of all edges of one input, which the gradient of mix needs again.
+template <typename T, typename G>
+void DepthwiseAgain(const Tiles<T, G>& s, int64_t i, int64_t images, const T* values,
+                    const Workspace<T, G>& w) {
+  const G& g = s.g;
+  for (int64_t c = 0; c < s.channels; ++c) {
+    const int64_t row = i * s.channels + c;
+    Depthwise(g, w.u + c * g.Input(), values + row * g.Taps(), s.channels * g.Taps(),
+              s.EdgesOfInput(), images, w.y + c * s.pitch, s.channels * s.pitch, w.results);
+  }
+}
+
+// One input of some images: du through all its edges, and what they add to the totals.
+template <typename T, typename G>
+void BackwardOfInput(const Tiles<T, G>& s, int64_t i, int64_t b, int64_t images, const T* values,
+                     const T* mix, bool kernels, const Incoming<T>& into,
+                     const Workspace<T, G>& w, const Totals<T, G>& totals) {
+  const G& g = s.g;
+  const int64_t planes = g.Input();
+  if (kernels) DepthwiseAgain(s, i, images, values, w);
+  if (kernels) std::fill(w.results, w.results + g.Output(), T(0));
+  for (int64_t e = i; e < i + s.EdgesOfInput(); ++e) {
+    for (int64_t c = 0; c < s.out_channels; ++c) {
+      const int64_t row = e * s.out_channels + c;
+      const T *z = into.z + (row * s.batch + b) * s.out,
+              *gradient = into.gradient + (row * s.batch + b) * s.out;
+      const T a = into.a[row], alpha = into.alpha[row], beta = into.beta[row];
+      T* row_of = w.dz + c * s.pitch;
+      T* to = g.Temporary() ? w.temporary : row_of;
+      for (int64_t p = 0; p < images * s.out; ++p) {
+        to[p] = a * gradient[p] + alpha + beta * z[p];
+      }
+      ImagesToRow(g, to, images, row_of, w.temporary);
+    }
+    if (kernels) {
+      AddOuter(w.y + (e - i) * s.channels * s.pitch, s.channels, w.dz, s.out_channels,
+               s.padded, s.pitch, totals.mix + e * s.channels * s.out_channels);
+    }
+    Multiply(mix + e * s.channels * s.out_channels, s.out_channels, 1, s.channels,
+             s.out_channels, w.dz, s.padded, s.pitch, w.dy);
+    for (int64_t c = 0; c < s.channels; ++c) {
+      const int64_t row = e * s.channels + c;
+      RowToPlane(g, w.dy + c * s.pitch, images, w.results);
+      if (kernels) AddDots(g, w.results, w.u + c * planes, totals.taps + row * g.Taps());
+      Spread(g, w.results, values + row * g.Taps(), w.du + c * planes);
+    }
+  }
+}
+
+// dx of one channel of some images out of du, and the sums for scale and shift.
+template <typename T, typename G>
+void LeaveInput(const Tiles<T, G>& s, const StageInput<T>& from, int64_t i, int64_t c, int64_t b,
+                int64_t images, const Workspace<T, G>& w, const StageGradients<T>& to,
+                const Totals<T, G>& totals) {
+  const int64_t row = i * s.channels + c, numbers = images * s.in;
+  const T* x = from.x + (row * s.batch + b) * s.in;
+  T *dx = to.x + (row * s.batch + b) * s.in, *back = w.back;
+  UnpackImages(s.g, w.du + c * s.g.Input(), images, back, w.temporary);
+  const T scale = from.scale[row], shift = from.shift[row];
+  for (int64_t p = 0; p < numbers; ++p) {
+    back[p] = scale * x[p] + shift > 0 ? back[p] : T(0);
+  }
+  if (to.add) {
+    for (int64_t p = 0; p < numbers; ++p) dx[p] += scale * back[p];
+  } else {
+    for (int64_t p = 0; p < numbers; ++p) dx[p] = scale * back[p];
+  }
+  if (!to.scale) return;
+  totals.shift[row] +=
+      Sum<T>(numbers, [=](int64_t p, auto as) { return Read(back + p, as); });
+  totals.scale[row] += Sum<T>(
+      numbers, [=](int64_t p, auto as) { return Read(back + p, as) * Read(x + p, as); });
+}
+
+// Adds up what the tasks found, in their order.
+template <typename T, typename G>
+void Finish(const Tiles<T, G>& s, T* parts, const StageGradients<T>& to) {
+  const int64_t each = Totals<T, G>::Count(s);
+  for (int64_t k = 1; k < s.Chunks(); ++k) {
+    for (int64_t i = 0; i < each; ++i) parts[i] += parts[k * each + i];
+  }
+  const Totals<T, G> totals = Totals<T, G>::In(s, parts);
+  if (to.scale) {
+    std::copy(totals.scale, totals.scale + s.Inputs(), to.scale);
+    std::copy(totals.shift, totals.shift + s.Inputs(), to.shift);
+  }
+  if (!to.taps) return;
+  const int64_t size = s.size, seen = s.g.size, cut = (size - seen) / 2;
+  std::fill(to.taps, to.taps + s.edges * size * size * s.channels, T(0));
+  for (int64_t e = 0; e < s.edges; ++e) {
+    for (int64_t t = 0; t < s.g.Taps(); ++t) {
+      const int64_t row = t / seen + cut, column = t % seen + cut;
+      T* at = to.taps + ((e * size + row) * size + column) * s.channels;
+      for (int64_t c = 0; c < s.channels; ++c) {
+        at[c] = totals.taps[(e * s.channels + c) * s.g.Taps() + t];
+      }
+    }
+  }
+  std::copy(totals.mix, totals.mix + s.Mixes(), to.mix);
+}
+
+template <typename T, typename G>
+void StageBackward(ffi::ThreadPool& pool, const Tiles<T, G>& s, const StageInput<T>& from,
+                   const StageKernels<T>& kernels, const Incoming<T>& into,
+                   const StageGradients<T>& to) {
+  const int64_t each = Totals<T, G>::Count(s);
+  std::vector<T> parts(s.Chunks() * each, T(0));
+  T* part = parts.data();
+  const std::vector<T> transposed = s.Values(kernels.taps);
+  const T *values = transposed.data(), *mix = kernels.mix;
+  const int64_t call = NextCall();
+  ParallelFor(pool, s.batch, s.Chunk(), [=, &s](int64_t first, int64_t last) {
+    const int64_t planes = s.g.Input(), group = s.g.images;
+    T* scratch = Scratch<T>(Workspace<T, G>::Count(s), call);
+    const Workspace<T, G> w = Workspace<T, G>::In(s, scratch);
+    const Totals<T, G> totals = Totals<T, G>::In(s, part + first / s.Chunk() * each);
+    for (int64_t b = first; b < last; b += group) {
+      const int64_t images = std::min(group, last - b);
+      if (images < group) std::fill(scratch, scratch + w.count, T(0));
+      for (int64_t i = 0; i < s.inputs; ++i) {
+        for (int64_t c = 0; to.taps && c < s.channels; ++c) {
+          PackRectified(s, from, i * s.channels + c, b, images, w.u + c * planes, w.temporary);
+        }
+        std::fill(w.du, w.du + s.channels * planes, T(0));
+        BackwardOfInput(s, i, b, images, values, mix, to.taps != nullptr, into, w, totals);
+        for (int64_t c = 0; c < s.channels; ++c) {
+          LeaveInput(s, from, i, c, b, images, w, to, totals);
+        }
+      }
+    }
+  });
+  Finish(s, part, to);
+}
+
+}  // namespace planes
+
+#endif  // DARTS_JAX_KERNELS_STAGE_GRADIENT_H_

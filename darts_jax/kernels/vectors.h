@@ -1,0 +1,74 @@
+// Vectors of 64 bytes, in the compiler's own terms: where a machine's are shorter, it splits
+// them.
+
+#ifndef DARTS_JAX_KERNELS_VECTORS_H_
+#define DARTS_JAX_KERNELS_VECTORS_H_
+
+#include <cstdint>
+#include <cstring>
+
+namespace planes {
+
+template <typename T>
+struct Vector {
+  static constexpr int kLanes = 64 / sizeof(T);
+  typedef T Type __attribute__((vector_size(64), aligned(sizeof(T)), may_alias));
+};
+
+template <typename T>
+inline typename Vector<T>::Type Load(const T* p) {
+  return *reinterpret_cast<const typename Vector<T>::Type*>(p);
+}
+
+template <typename T>
+inline void Store(T* p, typename Vector<T>::Type v) {
+  *reinterpret_cast<typename Vector<T>::Type*>(p) = v;
+}
+
+// In halves: a plain loop over the lanes would be a chain of dependent additions.
+template <typename T>
+inline T AddLanes(typename Vector<T>::Type v) {
+  typedef T Half __attribute__((vector_size(32)));
+  typedef T Quarter __attribute__((vector_size(16)));
+  Half halves[2];
+  Quarter quarters[2];
+  std::memcpy(halves, &v, sizeof(v));
+  const Half half = halves[0] + halves[1];
+  std::memcpy(quarters, &half, sizeof(half));
+  const Quarter quarter = quarters[0] + quarters[1];
+  T total = 0;
+  for (size_t i = 0; i < sizeof(quarter) / sizeof(T); ++i) total += quarter[i];
+  return total;
+}
+
+// The sum of f(i) over i < count, where f(i) of a vector type holds the numbers from i on and
+// of a T one number. Written out, since a compiler may not reorder a plain loop's sum.
+template <typename T, typename F>
+inline T Sum(int64_t count, F f) {
+  using V = typename Vector<T>::Type;
+  constexpr int kLanes = Vector<T>::kLanes;
+  V a = {}, b = {};
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= count; i += 2 * kLanes) {
+    a += f(i, V{});
+    b += f(i + kLanes, V{});
+  }
+  T total = AddLanes<T>(a + b);
+  for (; i < count; ++i) total += f(i, T(0));
+  return total;
+}
+
+// Reads one number or a vector of them, by the type of the last argument.
+template <typename T>
+inline T Read(const T* p, T) {
+  return *p;
+}
+
+template <typename T>
+inline typename Vector<T>::Type Read(const T* p, typename Vector<T>::Type) {
+  return Load(p);
+}
+
+}  // namespace planes
+
+#endif  // DARTS_JAX_KERNELS_VECTORS_H_
