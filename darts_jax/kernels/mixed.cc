@@ -32,19 +32,24 @@ void WeightedSum(ffi::ThreadPool& pool, const Mixed<T>& m, T* mixed) {
 
 template <typename T>
 void Forward(ffi::ThreadPool& pool, const Mixed<T>& m, T* mixed) {
-  std::vector<T> maps;
-  for (const Branch<T>& branch : m.branches) {
-    for (size_t i = 0; i < branch.links.size(); ++i) {
-      const Link<T>& link = branch.links[i];
-      WithTiles<T>(link.stage, [&](const auto& tiles) {
-        StageForward(pool, tiles, InputOf(m, branch, i, maps), link.kernels, link.z,
-                     link.norm.mean, link.norm.variance);
-      });
+  for (size_t i = 0; i < m.Links(); ++i) {
+    std::vector<Job> jobs;
+    std::vector<std::vector<T>> maps(m.branches.size());
+    for (size_t p = 0; p < m.branches.size(); ++p) {
+      const Branch<T>& branch = m.branches[p];
+      const Norm<T>& norm = branch.norm;
+      if (i < branch.links.size()) {
+        const Link<T>& link = branch.links[i];
+        const StageInput<T> from = InputOf(m, branch, i, maps[p]);
+        WithTiles<T>(link.stage, [&](const auto& tiles) {
+          jobs.push_back(ForwardJob(tiles, from, link.kernels, link.z, link.norm.mean,
+                                    link.norm.variance));
+        });
+      } else if (i == 0 && norm.rows) {
+        jobs.push_back(MomentsJob(norm.rows, m.numbers, branch.z, norm.mean, norm.variance));
+      }
     }
-    if (branch.links.empty() && branch.norm.rows) {
-      MomentsOf(pool, branch.rows, m.numbers, branch.z, branch.norm.mean,
-                branch.norm.variance);
-    }
+    RunJobs(pool, jobs);
   }
   WeightedSum(pool, m, mixed);
 }
@@ -81,49 +86,11 @@ Coefficients<T> ThroughLastNorm(const Mixed<T>& m, size_t p, const T* products, 
   return into;
 }
 
-// One chain from its last stage to x. `to` are the gradients of its stages' operands, in
-// `each` a stage, or null; `scratch` has room for the input of the second stage: a chain has
-// two at most.
-template <typename T>
-void ThroughChain(ffi::ThreadPool& pool, const Mixed<T>& m, const Branch<T>& branch,
-                  Coefficients<T> into, const T* gradient, T* const* to, int64_t each, T* dx,
-                  bool add, T* scratch) {
-  std::vector<T> maps, dscale, dshift;
-  for (size_t i = branch.links.size(); i-- > 0;) {
-    const Link<T>& link = branch.links[i];
-    const Stage& s = link.stage;
-    dscale.assign(s.Inputs(), T(0)), dshift.assign(s.Inputs(), T(0));
-    StageGradients<T> found{i ? scratch : dx, i == 0 && add,
-                            i ? dscale.data() : nullptr, i ? dshift.data() : nullptr,
-                            to ? to[each * i] : nullptr, to ? to[each * i + 1] : nullptr};
-    const Incoming<T> incoming{link.z, gradient, into.a.data(), into.alpha.data(),
-                               into.beta.data()};
-    WithTiles<T>(s, [&](const auto& tiles) {
-      StageBackward(pool, tiles, InputOf(m, branch, i, maps), link.kernels, incoming, found);
-    });
-    if (i == 0) return;
-    // `scratch` holds the norm's scale already, so that a is one.
-    const Norm<T>& norm = branch.links[i - 1].norm;
-    into = Coefficients<T>(norm.rows);
-    for (int64_t row = 0; row < norm.rows; ++row) {
-      const ThroughNorm<T> back(norm.mean[row], norm.variance[row], m.epsilon,
-                                T(s.batch * s.in), dscale[row], dshift[row],
-                                norm.Gamma(row));
-      into.a[row] = 1, into.alpha[row] = back.alpha, into.beta[row] = back.beta;
-      if (each == 4 && to) {
-        to[each * (i - 1) + 2][row] = back.projected;
-        to[each * (i - 1) + 3][row] = dshift[row];
-      }
-    }
-    gradient = scratch;
-  }
-}
-
 // The gradient of a value that all edges share.
 template <typename T>
-void ToShared(ffi::ThreadPool& pool, const Mixed<T>& m, const Branch<T>& branch,
-              const Coefficients<T>& into, const T* gradient, T* dshared) {
-  ParallelFor(pool, branch.rows, 1, [=, &m, &branch, &into](int64_t own, int64_t) {
+Job ToShared(const Mixed<T>& m, const Branch<T>& branch, const Coefficients<T>& into,
+             const T* gradient, T* dshared) {
+  const auto run = [=, &m, &branch, &into](int64_t own) {
     std::vector<const T*> from;
     std::vector<T> factors;
     T constant = 0, beta = 0;
@@ -134,39 +101,107 @@ void ToShared(ffi::ThreadPool& pool, const Mixed<T>& m, const Branch<T>& branch,
     }
     from.push_back(branch.z + own * m.numbers), factors.push_back(beta);
     Combine(from, factors, constant, m.numbers, dshared + own * m.numbers);
+  };
+  return {branch.rows, run, nullptr};
+}
+
+// What is known of a branch on the way back.
+template <typename T>
+struct WayBack {
+  Coefficients<T> into;
+  const T* gradient;       // that reaches the z of the link in turn
+  T* between;              // room for the gradient of what its second link reads
+  T* const* to;            // the gradients of its stages' operands, or null
+  std::vector<T> maps, dscale, dshift;
+
+  // What reaches link i - 1 through its norm, and the gradients of the norm's own operands.
+  // `between` holds the norm's scale already, so that a is one.
+  void ThroughNormBefore(const Mixed<T>& m, const Branch<T>& branch, size_t i, int64_t each) {
+    const Norm<T>& norm = branch.links[i - 1].norm;
+    const T count = branch.links[i].stage.batch * branch.links[i].stage.in;
+    into = Coefficients<T>(norm.rows);
+    for (int64_t row = 0; row < norm.rows; ++row) {
+      const ThroughNorm<T> back(norm.mean[row], norm.variance[row], m.epsilon, count,
+                                dscale[row], dshift[row], norm.Gamma(row));
+      into.a[row] = 1, into.alpha[row] = back.alpha, into.beta[row] = back.beta;
+      if (each == 4 && to) {
+        to[each * (i - 1) + 2][row] = back.projected;
+        to[each * (i - 1) + 3][row] = dshift[row];
+      }
+    }
+    gradient = between;
+  }
+};
+
+// The gradient of link i of a branch, in `each` operands a stage.
+template <typename T>
+Job LinkBackward(const Mixed<T>& m, const Branch<T>& branch, size_t i, int64_t each, T* dx,
+                 bool add, WayBack<T>& way) {
+  const Link<T>& link = branch.links[i];
+  way.dscale.assign(link.stage.Inputs(), T(0)), way.dshift = way.dscale;
+  const StageGradients<T> found{
+      i ? way.between : dx, i == 0 && add, i ? way.dscale.data() : nullptr,
+      i ? way.dshift.data() : nullptr, way.to ? way.to[each * i] : nullptr,
+      way.to ? way.to[each * i + 1] : nullptr};
+  const Incoming<T> incoming{link.z, way.gradient, way.into.a.data(), way.into.alpha.data(),
+                             way.into.beta.data()};
+  const StageInput<T> from = InputOf(m, branch, i, way.maps);
+  Job job;
+  WithTiles<T>(link.stage, [&](const auto& tiles) {
+    job = BackwardJob(tiles, from, link.kernels, incoming, found);
   });
+  return job;
 }
 
 template <typename T>
 void Backward(ffi::ThreadPool& pool, const Mixed<T>& m, const T* gradient, bool affine,
               const Gradients<T>& to, T* scratch) {
   const int64_t rows = m.Rows(), each = affine ? 4 : 2;
-  std::vector<T> products(m.branches.size() * rows), sums(rows);
+  const size_t branches = m.branches.size();
+  std::vector<T> products(branches * rows), sums(rows);
   GradientSums(pool, m, gradient, products.data(), sums.data());
-  std::fill(to.weights, to.weights + m.edges * m.branches.size(), T(0));
+  std::fill(to.weights, to.weights + m.edges * branches, T(0));
   T* const* stages = to.stages.empty() ? nullptr : to.stages.data();
-  size_t shared = 0;
-  bool add = false;
-  for (size_t p = 0; p < m.branches.size(); ++p) {
-    const Branch<T>& branch = m.branches[p];
-    T* const* last = stages && !branch.links.empty() && affine
-                         ? stages + each * (branch.links.size() - 1)
+  std::vector<WayBack<T>> ways;
+  for (size_t p = 0; p < branches; ++p) {
+    const std::vector<Link<T>>& links = m.branches[p].links;
+    T* const* last = stages && !links.empty() && affine
+                         ? stages + each * (links.size() - 1)
                          : nullptr;
-    Coefficients<T> into =
-        ThroughLastNorm(m, p, &products[p * rows], sums.data(), to.weights,
-                        last ? last[2] : nullptr, last ? last[3] : nullptr);
-    if (branch.links.empty()) {
-      if (to.x) ToShared(pool, m, branch, into, gradient, to.shared[shared++]);
-      continue;
-    }
-    if (to.x) {
-      ThroughChain(pool, m, branch, std::move(into), gradient, stages, each, to.x, add,
-                   scratch);
-    }
-    add = true;
-    if (stages) stages += each * branch.links.size();
+    ways.push_back({ThroughLastNorm(m, p, &products[p * rows], sums.data(), to.weights,
+                                    last ? last[2] : nullptr, last ? last[3] : nullptr),
+                    gradient, scratch, links.empty() ? nullptr : stages});
+    if (stages) stages += each * links.size();
+    if (links.size() > 1) scratch += links[1].stage.Inputs() * links[1].stage.batch *
+                                     links[1].stage.in;
   }
-  if (to.x && !add) std::fill(to.x, to.x + m.channels * m.pixels, T(0));
+  if (!to.x) return;
+  std::vector<Job> jobs;
+  for (size_t p = 0, shared = 0; p < branches; ++p) {
+    const Branch<T>& branch = m.branches[p];
+    if (!branch.links.empty()) continue;
+    jobs.push_back(ToShared(m, branch, ways[p].into, gradient, to.shared[shared++]));
+  }
+  for (size_t i = m.Links(); i-- > 1;) {
+    for (size_t p = 0; p < branches; ++p) {
+      if (i >= m.branches[p].links.size()) continue;
+      jobs.push_back(LinkBackward(m, m.branches[p], i, each, to.x, false, ways[p]));
+    }
+    RunJobs(pool, jobs), jobs.clear();
+    for (size_t p = 0; p < branches; ++p) {
+      if (i >= m.branches[p].links.size()) continue;
+      ways[p].ThroughNormBefore(m, m.branches[p], i, each);
+    }
+  }
+  RunJobs(pool, jobs), jobs.clear();
+  // The first links add to the gradient of x in turn.
+  for (size_t p = 0; p < branches; ++p) {
+    if (m.branches[p].links.empty()) continue;
+    const bool add = !jobs.empty();
+    jobs.push_back(LinkBackward(m, m.branches[p], 0, each, to.x, add, ways[p]));
+  }
+  RunJobs(pool, jobs, true);
+  if (jobs.empty()) std::fill(to.x, to.x + m.channels * m.pixels, T(0));
 }
 
 ffi::Error RunForward(ffi::ThreadPool pool, ffi::Span<const int64_t> plan,

@@ -81,6 +81,12 @@ struct Mixed {
   double epsilon;
 
   int64_t Rows() const { return edges * out_channels; }
+  // Of the longest chain, and at least one: shared values have moments too.
+  size_t Links() const {
+    size_t longest = 1;
+    for (const Branch<T>& branch : branches) longest = std::max(longest, branch.links.size());
+    return longest;
+  }
   T Weight(int64_t row, size_t p) const {
     return weights[row / out_channels * branches.size() + p];
   }

@@ -163,12 +163,13 @@ def _like(value: Any) -> jax.ShapeDtypeStruct:
 def _scratch(
     operands: Operands, branches: Branches, times: int = 1
 ) -> jax.ShapeDtypeStruct:
-    """Returns room for what lies between two stages, as large as the first one's z."""
+    """Returns room for what lies between the two stages of every chain that has two."""
     firsts = [
-        int(np.prod(chain[0])) if len(chain) > 1 else 0
+        int(np.prod(chain[0]))
         for chain in _z_shapes(operands, branches)
+        if len(chain) > 1
     ]
-    return jax.ShapeDtypeStruct((times * max(firsts, default=0),), operands.x.dtype)
+    return jax.ShapeDtypeStruct((times * sum(firsts),), operands.x.dtype)
 
 
 def mixed_backward(

@@ -36,16 +36,16 @@ struct Moment {
 
 // For every row: mean and biased variance.
 template <typename T>
-void MomentsOf(ffi::ThreadPool& pool, int64_t rows, int64_t numbers, const T* x, T* mean,
-               T* variance) {
-  ParallelFor(pool, rows, 1, [=](int64_t row, int64_t) {
+Job MomentsJob(int64_t rows, int64_t numbers, const T* x, T* mean, T* variance) {
+  const auto run = [=](int64_t row) {
     Moment moment;
     for (int64_t at = 0; at < numbers; at += kPiece) {
       moment.AddNumbers(x + row * numbers + at, std::min(kPiece, numbers - at));
     }
     mean[row] = moment.mean;
     variance[row] = moment.squares / moment.count;
-  });
+  };
+  return {rows, run, nullptr};
 }
 
 }  // namespace planes

@@ -40,8 +40,8 @@ ffi::Error RunMoments(ffi::ThreadPool pool, Buffer x, Result mean, Result varian
   return WithType(x, [&](auto zero) {
     using T = decltype(zero);
     const int64_t rows = mean->element_count();
-    MomentsOf<T>(pool, rows, x.element_count() / rows, In<T>(x), Out<T>(mean),
-                 Out<T>(variance));
+    const int64_t numbers = x.element_count() / rows;
+    RunJobs(pool, {MomentsJob(rows, numbers, In<T>(x), Out<T>(mean), Out<T>(variance))});
   });
 }
 

@@ -7,8 +7,10 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
+#include <thread>
 #include <vector>
 
 #include "xla/ffi/api/ffi.h"
@@ -47,26 +49,61 @@ void ParallelFor(ffi::ThreadPool& pool, int64_t count, int64_t chunk, F work) {
   shared->done.wait(lock, [&] { return shared->finished == chunks; });
 }
 
-// A number that no other call of a kernel has.
-inline int64_t NextCall() {
-  static std::atomic<int64_t> calls{0};
-  return ++calls;
+// Tasks that do not depend on each other, and what follows when all are done.
+struct Job {
+  int64_t tasks;
+  std::function<void(int64_t)> run;
+  std::function<void()> finish;
+};
+
+// Runs several jobs without waiting for one to end before the next begins. If `in_turn`, task
+// i of a job waits for task i of the job before, where it has as many.
+inline void RunJobs(ffi::ThreadPool& pool, const std::vector<Job>& jobs, bool in_turn = false) {
+  if (jobs.empty()) return;
+  const auto unequal = [&](const Job& job) { return job.tasks != jobs[0].tasks; };
+  if (in_turn && std::any_of(jobs.begin(), jobs.end(), unequal)) {
+    for (const Job& job : jobs) RunJobs(pool, {job});
+    return;
+  }
+  std::vector<int64_t> ends;
+  int64_t total = 0;
+  for (const Job& job : jobs) ends.push_back(total += job.tasks);
+  std::vector<std::atomic<int64_t>> done(in_turn ? jobs[0].tasks : 0);
+  ParallelFor(pool, total, 1, [&](int64_t i, int64_t) {
+    const int64_t at = std::upper_bound(ends.begin(), ends.end(), i) - ends.begin();
+    const int64_t task = i - (ends[at] - jobs[at].tasks);
+    // Tasks are taken in order, so the one waited for has been taken before.
+    while (in_turn && done[task].load(std::memory_order_acquire) < at) {
+      std::this_thread::yield();
+    }
+    jobs[at].run(task);
+    if (in_turn) done[task].store(at + 1, std::memory_order_release);
+  });
+  for (const Job& job : jobs) {
+    if (job.finish) job.finish();
+  }
 }
 
-// Returns this thread's array of `count` numbers: zeros when a call first asks for it, then
-// as the call's task before left it.
+// A number that no other job has.
+inline int64_t NextJob() {
+  static std::atomic<int64_t> jobs{0};
+  return ++jobs;
+}
+
+// Returns this thread's array of `count` numbers: zeros when a job first asks for it, then
+// as the job's task before left it.
 template <typename T>
-T* Scratch(int64_t count, int64_t call) {
+T* Scratch(int64_t count, int64_t job) {
   thread_local std::vector<T> buffer;
   thread_local int64_t last = 0;
-  if (last != call) buffer.assign(count, T(0));
-  last = call;
+  if (last != job) buffer.assign(count, T(0));
+  last = job;
   return buffer.data();
 }
 
 template <typename T>
 T* Scratch(int64_t count) {
-  return Scratch<T>(count, NextCall());
+  return Scratch<T>(count, NextJob());
 }
 
 }  // namespace planes

@@ -112,60 +112,77 @@ void PackRectified(const Tiles<T, G>& s, const StageInput<T>& from, int64_t row,
              });
 }
 
-// z [n, C', B, H', W'] and its moments [n, C'].
+// z of the images [first, last), and what its moments are made of, a Moment a row.
 template <typename T, typename G>
-void StageForward(ffi::ThreadPool& pool, const Tiles<T, G>& s, const StageInput<T>& from,
-                  const StageKernels<T>& kernels, T* z, T* mean, T* variance) {
-  std::vector<Moment> moments(s.Chunks() * s.Rows());
-  Moment* sums = moments.data();
-  const std::vector<T> transposed = s.Values(kernels.taps);
-  const T *values = transposed.data(), *mix = kernels.mix;
-  const int64_t call = NextCall();
-  ParallelFor(pool, s.batch, s.Chunk(), [=, &s](int64_t first, int64_t last) {
-    const G& g = s.g;
-    const int64_t edges = s.EdgesOfInput(), group = g.images;
-    const int64_t count = g.Input() + edges * g.Output() +
-                          (edges * s.channels + s.out_channels) * s.pitch + g.Temporary();
-    T* planes = Scratch<T>(count, call);
-    T* results = planes + g.Input();
-    T* y = results + edges * g.Output();  // [edges, C, pitch]
-    T* product = y + edges * s.channels * s.pitch;
-    T* temporary = product + s.out_channels * s.pitch;
-    Moment* moment = sums + first / s.Chunk() * s.Rows();
-    for (int64_t b = first; b < last; b += group) {
-      const int64_t images = std::min(group, last - b);
-      if (images < group) std::fill(planes, planes + count, T(0));
-      for (int64_t i = 0; i < s.inputs; ++i) {
-        for (int64_t c = 0; c < s.channels; ++c) {
-          const int64_t row = i * s.channels + c;
-          PackRectified(s, from, row, b, images, planes, temporary);
-          Depthwise(g, planes, values + row * g.Taps(), s.channels * g.Taps(), edges, images,
-                    y + c * s.pitch, s.channels * s.pitch, results);
-        }
-        for (int64_t e = 0; e < edges; ++e) {
-          const int64_t edge = i + e;
-          Multiply(mix + edge * s.channels * s.out_channels, 1, s.out_channels,
-                   s.out_channels, s.channels, y + e * s.channels * s.pitch, s.padded,
-                   s.pitch, product);
-          for (int64_t c = 0; c < s.out_channels; ++c) {
-            const int64_t row = edge * s.out_channels + c;
-            T* to = z + (row * s.batch + b) * s.out;
-            RowToImages(g, product + c * s.pitch, images, to, temporary);
-            moment[row].AddNumbers(to, images * s.out);
-          }
+void ForwardOfImages(const Tiles<T, G>& s, const StageInput<T>& from, const T* values,
+                     const T* mix, int64_t first, int64_t last, int64_t job, T* z,
+                     Moment* moment) {
+  const G& g = s.g;
+  const int64_t edges = s.EdgesOfInput(), group = g.images;
+  const int64_t count = g.Input() + edges * g.Output() +
+                        (edges * s.channels + s.out_channels) * s.pitch + g.Temporary();
+  T* planes = Scratch<T>(count, job);
+  T* results = planes + g.Input();
+  T* y = results + edges * g.Output();  // [edges, C, pitch]
+  T* product = y + edges * s.channels * s.pitch;
+  T* temporary = product + s.out_channels * s.pitch;
+  for (int64_t b = first; b < last; b += group) {
+    const int64_t images = std::min(group, last - b);
+    if (images < group) std::fill(planes, planes + count, T(0));
+    for (int64_t i = 0; i < s.inputs; ++i) {
+      for (int64_t c = 0; c < s.channels; ++c) {
+        const int64_t row = i * s.channels + c;
+        PackRectified(s, from, row, b, images, planes, temporary);
+        Depthwise(g, planes, values + row * g.Taps(), s.channels * g.Taps(), edges, images,
+                  y + c * s.pitch, s.channels * s.pitch, results);
+      }
+      for (int64_t e = 0; e < edges; ++e) {
+        const int64_t edge = i + e;
+        Multiply(mix + edge * s.channels * s.out_channels, 1, s.out_channels, s.out_channels,
+                 s.channels, y + e * s.channels * s.pitch, s.padded, s.pitch, product);
+        for (int64_t c = 0; c < s.out_channels; ++c) {
+          const int64_t row = edge * s.out_channels + c;
+          T* to = z + (row * s.batch + b) * s.out;
+          RowToImages(g, product + c * s.pitch, images, to, temporary);
+          moment[row].AddNumbers(to, images * s.out);
         }
       }
     }
-  });
-  for (int64_t row = 0; row < s.Rows(); ++row) {
-    Moment total;
-    for (int64_t k = 0; k < s.Chunks(); ++k) {
-      const Moment& part = moments[k * s.Rows() + row];
-      total.Add(part.count, part.mean, part.squares);
-    }
-    mean[row] = total.mean;
-    variance[row] = total.squares / total.count;
   }
+}
+
+// z [n, C', B, H', W'] and its moments [n, C'].
+template <typename T, typename G>
+Job ForwardJob(const Tiles<T, G>& tiles, const StageInput<T>& from,
+               const StageKernels<T>& kernels, T* z, T* mean, T* variance) {
+  struct State {
+    Tiles<T, G> s;
+    std::vector<T> values;
+    std::vector<Moment> moments;
+  };
+  const auto state = std::make_shared<State>(
+      State{tiles, tiles.Values(kernels.taps),
+            std::vector<Moment>(tiles.Chunks() * tiles.Rows())});
+  const int64_t job = NextJob();
+  const auto run = [=](int64_t task) {
+    const Tiles<T, G>& s = state->s;
+    const int64_t first = task * s.Chunk(), last = std::min(s.batch, first + s.Chunk());
+    ForwardOfImages(s, from, state->values.data(), kernels.mix, first, last, job, z,
+                    state->moments.data() + task * s.Rows());
+  };
+  const auto finish = [=] {
+    const Tiles<T, G>& s = state->s;
+    for (int64_t row = 0; row < s.Rows(); ++row) {
+      Moment total;
+      for (int64_t k = 0; k < s.Chunks(); ++k) {
+        const Moment& part = state->moments[k * s.Rows() + row];
+        total.Add(part.count, part.mean, part.squares);
+      }
+      mean[row] = total.mean;
+      variance[row] = total.squares / total.count;
+    }
+  };
+  return {tiles.Chunks(), run, finish};
 }
 
 }  // namespace planes

@@ -164,36 +164,47 @@ void Finish(const Tiles<T, G>& s, T* parts, const StageGradients<T>& to) {
 }
 
 template <typename T, typename G>
-void StageBackward(ffi::ThreadPool& pool, const Tiles<T, G>& s, const StageInput<T>& from,
-                   const StageKernels<T>& kernels, const Incoming<T>& into,
-                   const StageGradients<T>& to) {
-  const int64_t each = Totals<T, G>::Count(s);
-  std::vector<T> parts(s.Chunks() * each, T(0));
-  T* part = parts.data();
-  const std::vector<T> transposed = s.Values(kernels.taps);
-  const T *values = transposed.data(), *mix = kernels.mix;
-  const int64_t call = NextCall();
-  ParallelFor(pool, s.batch, s.Chunk(), [=, &s](int64_t first, int64_t last) {
-    const int64_t planes = s.g.Input(), group = s.g.images;
-    T* scratch = Scratch<T>(Workspace<T, G>::Count(s), call);
-    const Workspace<T, G> w = Workspace<T, G>::In(s, scratch);
-    const Totals<T, G> totals = Totals<T, G>::In(s, part + first / s.Chunk() * each);
-    for (int64_t b = first; b < last; b += group) {
-      const int64_t images = std::min(group, last - b);
-      if (images < group) std::fill(scratch, scratch + w.count, T(0));
-      for (int64_t i = 0; i < s.inputs; ++i) {
-        for (int64_t c = 0; to.taps && c < s.channels; ++c) {
-          PackRectified(s, from, i * s.channels + c, b, images, w.u + c * planes, w.temporary);
-        }
-        std::fill(w.du, w.du + s.channels * planes, T(0));
-        BackwardOfInput(s, i, b, images, values, mix, to.taps != nullptr, into, w, totals);
-        for (int64_t c = 0; c < s.channels; ++c) {
-          LeaveInput(s, from, i, c, b, images, w, to, totals);
-        }
+void BackwardOfImages(const Tiles<T, G>& s, const StageInput<T>& from, const T* values,
+                      const T* mix, const Incoming<T>& into, const StageGradients<T>& to,
+                      int64_t first, int64_t last, int64_t job, const Totals<T, G>& totals) {
+  const int64_t planes = s.g.Input(), group = s.g.images;
+  T* scratch = Scratch<T>(Workspace<T, G>::Count(s), job);
+  const Workspace<T, G> w = Workspace<T, G>::In(s, scratch);
+  for (int64_t b = first; b < last; b += group) {
+    const int64_t images = std::min(group, last - b);
+    if (images < group) std::fill(scratch, scratch + w.count, T(0));
+    for (int64_t i = 0; i < s.inputs; ++i) {
+      for (int64_t c = 0; to.taps && c < s.channels; ++c) {
+        PackRectified(s, from, i * s.channels + c, b, images, w.u + c * planes, w.temporary);
+      }
+      std::fill(w.du, w.du + s.channels * planes, T(0));
+      BackwardOfInput(s, i, b, images, values, mix, to.taps != nullptr, into, w, totals);
+      for (int64_t c = 0; c < s.channels; ++c) {
+        LeaveInput(s, from, i, c, b, images, w, to, totals);
       }
     }
-  });
-  Finish(s, part, to);
+  }
+}
+
+template <typename T, typename G>
+Job BackwardJob(const Tiles<T, G>& tiles, const StageInput<T>& from,
+                const StageKernels<T>& kernels, const Incoming<T>& into,
+                const StageGradients<T>& to) {
+  struct State {
+    Tiles<T, G> s;
+    std::vector<T> values, parts;
+  };
+  const int64_t each = Totals<T, G>::Count(tiles), job = NextJob();
+  const auto state = std::make_shared<State>(State{
+      tiles, tiles.Values(kernels.taps), std::vector<T>(tiles.Chunks() * each, T(0))});
+  const auto run = [=](int64_t task) {
+    const Tiles<T, G>& s = state->s;
+    const int64_t first = task * s.Chunk(), last = std::min(s.batch, first + s.Chunk());
+    BackwardOfImages(s, from, state->values.data(), kernels.mix, into, to, first, last, job,
+                     Totals<T, G>::In(s, state->parts.data() + task * each));
+  };
+  const auto finish = [=] { Finish(state->s, state->parts.data(), to); };
+  return {tiles.Chunks(), run, finish};
 }
 
 }  // namespace planes

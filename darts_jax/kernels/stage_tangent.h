@@ -42,7 +42,7 @@ void StageTangent(ffi::ThreadPool& pool, const Tiles<T, G>& s, const StagePair<T
   const T *values = taps.data(), *values_t = taps_t.data();
   std::vector<double> parts(2 * s.Chunks() * s.Rows(), 0.0);
   double* part = parts.data();
-  const int64_t call = NextCall();
+  const int64_t job = NextJob();
   ParallelFor(pool, s.batch, s.Chunk(), [=, &s, &p](int64_t first, int64_t last) {
     const G& g = s.g;
     const int64_t edges = s.EdgesOfInput(), group = g.images;
@@ -50,7 +50,7 @@ void StageTangent(ffi::ThreadPool& pool, const Tiles<T, G>& s, const StagePair<T
     const int64_t count = 2 * g.Input() + edges * g.Output() + 2 * rows +
                           2 * s.out_channels * s.pitch + group * s.in +
                           g.Temporary();
-    T* u = Scratch<T>(count, call);
+    T* u = Scratch<T>(count, job);
     T* u_t = u + g.Input();
     T* results = u_t + g.Input();
     T* y = results + edges * g.Output();
@@ -236,10 +236,10 @@ void StageBackwardTangent(ffi::ThreadPool& pool, const Tiles<T, G>& s, const Sta
   const int64_t each = 4 * s.Inputs();
   std::vector<T> parts(s.Chunks() * each, T(0));
   T* part = parts.data();
-  const int64_t call = NextCall();
+  const int64_t job = NextJob();
   ParallelFor(pool, s.batch, s.Chunk(), [=, &s, &p](int64_t first, int64_t last) {
     const int64_t count = TangentWorkspace<T, G>::In(s, static_cast<T*>(nullptr)).count;
-    T* scratch = Scratch<T>(count, call);
+    T* scratch = Scratch<T>(count, job);
     const auto w = TangentWorkspace<T, G>::In(s, scratch);
     const int64_t planes = s.channels * s.g.Input(), group = s.g.images;
     for (int64_t b = first; b < last; b += group) {
