@@ -11,6 +11,7 @@ from typing import Any
 
 from darts_jax.benchmark import memory, pipe
 from darts_jax.benchmark.sizes import size_named
+from darts_jax.kernels import allocator
 
 COPIES = 7
 
@@ -54,13 +55,12 @@ class Session:
 
         from darts_jax.benchmark.programs import PROGRAMS, average_gradients
         from darts_jax.benchmark.tasks import make_task
-        from darts_jax.kernels import allocator, threads
+        from darts_jax.kernels import threads
         from darts_jax.kernels.compiled import kernels
         from darts_jax.training.tracing import without_collection
 
         begun = time.perf_counter()
         if jax.default_backend() == "cpu":  # as in training/loop.py
-            allocator.keep_freed_memory()
             kernels()  # built at the first use, else loaded
         start = time.perf_counter()
         before = average_gradients() if self.devices == "pmap" else None
@@ -142,6 +142,7 @@ def _analysis(compiled: Any) -> dict[str, Any]:
 
 def main() -> None:
     """Serves until the parent closes the pipe."""
+    allocator.keep_freed_memory()  # as in __main__.py
     session = Session(sys.argv[1] if len(sys.argv) > 1 else "one")
     names = ("describe", "accept", "prepare", "step", "reset_peak", "peak", "bandwidth")
     pipe.serve({name: getattr(session, name) for name in names})

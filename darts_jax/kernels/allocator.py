@@ -15,8 +15,8 @@ _NEVER = 2**31 - 1
 def keep_freed_memory() -> bool:
     """Tells glibc to keep freed memory; returns whether it could be told.
 
-    For a process that trains on CPUs, before its first large array. One heap for all threads,
-    since those of single threads are too small for a step's arrays.
+    For a process that trains, before JAX makes its threads: one heap is for all threads that
+    begin afterwards, and those that a thread has of its own are too small for a step's arrays.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:

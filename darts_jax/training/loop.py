@@ -82,8 +82,6 @@ def _run(
     interrupt: Interrupt,
 ) -> tuple[Any, bool]:
     on_cpu = jax.default_backend() == "cpu"
-    if on_cpu:
-        allocator.keep_freed_memory()
     state, sums = _latest(plan, state, runs)
     done, steps, step = _steps_done(state), plan.steps_per_epoch, None
     for run in runs:

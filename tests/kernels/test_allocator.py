@@ -33,3 +33,17 @@ def test_a_second_array_has_the_first_ones_pages() -> None:
     first, second, third = map(int, run.stdout.split())
     assert second < first / 10
     assert third > 10 * second
+
+
+def test_commands_ask_before_jax_has_threads() -> None:
+    # A thread that began earlier keeps a heap of its own, and a step's arrays their faults.
+    code = """
+import sys
+from darts_jax import __main__ as program
+program.allocator.keep_freed_memory = lambda: print("jax" in sys.modules)
+program.main(["zoo", "DARTS_V2"])
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.splitlines()[0] == "False"
