@@ -16,4 +16,6 @@ ensure_environment test
 }
 "$python" -m ruff check .
 "$python" -m mypy
-exec "$python" -m pytest ${selection[@]+"${selection[@]}"} "$@"
+# Most of the time goes into tracing, which one core does: a process a core, a file at a time.
+exec "$python" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+    ${selection[@]+"${selection[@]}"} "$@"
