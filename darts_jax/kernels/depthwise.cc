@@ -20,13 +20,13 @@ template <typename T>
 void RunForward(ffi::ThreadPool& pool, const Shape& s, const Geometry& g, const T* x,
                 const T* kernel, T* y) {
   const int64_t in = g.height * g.width, out = g.out_height * g.out_width;
-  const std::vector<T> values = Transposed(kernel, s.edges, g.size, g.size, s.channels);
+  Recycled<T> values = Transposed(kernel, s.edges, g.size, g.size, s.channels);
   ParallelFor(pool, s.channels, 1, [=, &s, &g, &values](int64_t c, int64_t) {
     T* planes = Scratch<T>((g.Planes() + s.edges) * g.plane);
     T* results = planes + g.Planes() * g.plane;
     for (int64_t b = 0; b < s.batch; ++b) {
       Pack(g, x + (c * s.batch + b) * in, planes);
-      CorrelateAll(g, planes, &values[c * g.Taps()], s.channels * g.Taps(), s.edges, results);
+      CorrelateAll(g, planes, values.data() + c * g.Taps(), s.channels * g.Taps(), s.edges, results);
       for (int64_t e = 0; e < s.edges; ++e) {
         UnpackOutput(g, results + e * g.plane,
                      y + ((e * s.channels + c) * s.batch + b) * out);
@@ -39,7 +39,7 @@ template <typename T>
 void RunInputGradient(ffi::ThreadPool& pool, const Shape& s, const Geometry& g, const T* dy,
                       const T* kernel, T* dx) {
   const int64_t in = g.height * g.width, out = g.out_height * g.out_width;
-  const std::vector<T> values = Transposed(kernel, s.edges, g.size, g.size, s.channels);
+  Recycled<T> values = Transposed(kernel, s.edges, g.size, g.size, s.channels);
   ParallelFor(pool, s.channels, 1, [=, &s, &g, &values](int64_t c, int64_t) {
     T* planes = Scratch<T>((g.Planes() + 1) * g.plane);
     T* plane = planes + g.Planes() * g.plane;  // of dy
@@ -47,7 +47,7 @@ void RunInputGradient(ffi::ThreadPool& pool, const Shape& s, const Geometry& g, 
       std::fill(planes, plane, T(0));
       for (int64_t e = 0; e < s.edges; ++e) {
         PackOutput(g, dy + ((e * s.channels + c) * s.batch + b) * out, plane);
-        Spread(g, plane, &values[(e * s.channels + c) * g.Taps()], planes);
+        Spread(g, plane, values.data() + (e * s.channels + c) * g.Taps(), planes);
       }
       Unpack(g, planes, dx + (c * s.batch + b) * in);
     }

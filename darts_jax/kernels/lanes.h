@@ -19,18 +19,31 @@ namespace planes {
 template <typename T>
 struct Lanes {
   static constexpr int64_t images = Vector<T>::kLanes;  // of a group
-  static constexpr int64_t kPixels = 64, kSize = 7;    // at most: of an image, of a kernel
+  static constexpr int64_t kPixels = 64, kSize = 7;     // at most: of an image, of a kernel
   int64_t height, width, out_height, out_width, size, stride, dilation;
   int64_t reach, border;      // pixels of zeros beside an input's row, an output's
   int64_t pitch, out_pitch;   // pixels of a row with them
+  // Tables, since a division takes as long as a row of products.
+  int8_t first[kPixels], last[kPixels];  // tap rows [first, last) of an output row, inside
+  int8_t output[kPixels][kSize];         // the output row of a tap row of an input row, or -1
 
   Lanes(int64_t height, int64_t width, int64_t size, int64_t stride, int64_t dilation)
       : height(height), width(width), out_height((height + stride - 1) / stride),
         out_width((width + stride - 1) / stride), size(size), stride(stride),
         dilation(dilation), reach(dilation * ((size - 1) / 2)),
         border((reach + stride - 1) / stride), pitch(width + 2 * reach),
-        out_pitch(out_width + 2 * border) {}
-
+        out_pitch(out_width + 2 * border) {
+    std::fill(output[0], output[0] + kPixels * kSize, -1);
+    for (int64_t h = 0; h < out_height; ++h) {
+      first[h] = size, last[h] = 0;
+      for (int64_t i = 0; i < size; ++i) {
+        const int64_t row = h * stride + dilation * i - reach;
+        if (row < 0 || row >= height) continue;
+        first[h] = std::min<int64_t>(first[h], i), last[h] = i + 1;
+        output[row][i] = h;
+      }
+    }
+  }
   // Whether groups of a batch are worth it: images small, lanes full, work for several tasks.
   static bool Fit(int64_t batch, int64_t in, int64_t out, int64_t size) {
     return in <= kPixels && in % 2 == 0 && out % 2 == 0 && size <= kSize &&
@@ -42,19 +55,7 @@ struct Lanes {
   int64_t Input() const { return height * pitch * images; }
   int64_t Output() const { return out_height * out_pitch * images; }
   int64_t Row() const { return out_height * out_width * images; }
-  int64_t Temporary() const { return 2 * height * width * images; }
-
-  // The output row that tap row i of input row h belongs to, or -1.
-  int64_t OutputRow(int64_t h, int64_t i) const {
-    const int64_t at = h + reach - dilation * i;
-    return at >= 0 && at % stride == 0 && at / stride < out_height ? at / stride : -1;
-  }
-  // The tap rows [first, last) that output row h reads inside of the image.
-  std::pair<int64_t, int64_t> TapRows(int64_t h) const {
-    const int64_t top = reach - h * stride;  // tap row i reads row dilation * i - top
-    const int64_t first = top > 0 ? (top + dilation - 1) / dilation : 0;
-    return {first, std::min(size, (height - 1 + top) / dilation + 1)};
-  }
+  int64_t Temporary() const { return 3 * height * width * images; }
 };
 
 #if defined(__has_builtin)
@@ -81,37 +82,66 @@ inline typename Vector<T>::Type Shuffled(typename Vector<T>::Type a,
 #endif
 }
 
-// Moves `count` numbers by one round of a shuffle of cards, the first half's between the
-// second half's, or back. Rounds for all bits of a lane's number take [images, pixels] to
-// [pixels, images], with the images in a fixed order of their own.
 template <typename T, bool kForth>
-void ShuffleRound(const T* from, int64_t count, T* to) {
+inline void ShufflePair(typename Vector<T>::Type& a, typename Vector<T>::Type& b) {
+  constexpr int kSecond = kForth ? Vector<T>::kLanes / 2 : 1;
+  constexpr auto kIndex = std::make_index_sequence<Vector<T>::kLanes>();
+  const auto first = Shuffled<T, kForth, 0>(a, b, kIndex);
+  b = Shuffled<T, kForth, kSecond>(a, b, kIndex);
+  a = first;
+}
+
+// Moves `count` numbers by one round of a shuffle of cards, the first half's between the
+// second half's, or back.
+template <typename T, bool kForth>
+void ShuffleOnce(const T* from, int64_t count, T* to) {
   constexpr int kLanes = Vector<T>::kLanes;
-  constexpr auto kIndex = std::make_index_sequence<kLanes>();
   const int64_t half = count / 2;
   for (int64_t i = 0; i < half; i += kLanes) {
+    const int64_t near = 2 * i, next = 2 * i + kLanes, far = half + i;
+    auto a = Load(from + (kForth ? i : near)), b = Load(from + (kForth ? far : next));
+    ShufflePair<T, kForth>(a, b);
+    Store(to + (kForth ? near : i), a), Store(to + (kForth ? next : far), b);
+  }
+}
+
+// Two rounds at once, of numbers that four whole vectors divide.
+template <typename T, bool kForth>
+void ShuffleTwice(const T* from, int64_t count, T* to) {
+  constexpr int kLanes = Vector<T>::kLanes;
+  const int64_t quarter = count / 4;
+  for (int64_t i = 0; i < quarter; i += kLanes) {
+    typename Vector<T>::Type v[4];
+    for (int k = 0; k < 4; ++k) {
+      v[k] = Load(from + (kForth ? k * quarter + i : 4 * i + k * kLanes));
+    }
     if constexpr (kForth) {
-      const auto a = Load(from + i), b = Load(from + half + i);
-      Store(to + 2 * i, Shuffled<T, true, 0>(a, b, kIndex));
-      Store(to + 2 * i + kLanes, Shuffled<T, true, kLanes / 2>(a, b, kIndex));
+      ShufflePair<T, true>(v[0], v[2]), ShufflePair<T, true>(v[1], v[3]);
+      ShufflePair<T, true>(v[0], v[1]), ShufflePair<T, true>(v[2], v[3]);
     } else {
-      const auto a = Load(from + 2 * i), b = Load(from + 2 * i + kLanes);
-      Store(to + i, Shuffled<T, false, 0>(a, b, kIndex));
-      Store(to + half + i, Shuffled<T, false, 1>(a, b, kIndex));
+      ShufflePair<T, false>(v[0], v[1]), ShufflePair<T, false>(v[2], v[3]);
+      ShufflePair<T, false>(v[0], v[2]), ShufflePair<T, false>(v[1], v[3]);
+    }
+    for (int k = 0; k < 4; ++k) {
+      Store(to + (kForth ? 4 * i + k * kLanes : k * quarter + i), v[k]);
     }
   }
 }
 
-// All rounds, by way of two arrays; `from` may be the first of them.
+// [images, pixels] to [pixels, images], or back, with the images in a fixed order of their
+// own: a round for every bit of a lane's number. `temporary` has room for twice as much, and
+// `from` may be its first half.
 template <typename T, bool kForth>
-void Shuffle(const T* from, int64_t count, T* first, T* second, T* to) {
-  T* const between[] = {second, first};
-  int round = 0;
-  for (int left = Vector<T>::kLanes; left > 2; left /= 2, ++round) {
-    ShuffleRound<T, kForth>(from, count, between[round % 2]);
-    from = between[round % 2];
+void Shuffle(const T* from, int64_t count, T* temporary, T* to) {
+  constexpr int kLanes = Vector<T>::kLanes;
+  const bool twice = count % (4 * kLanes) == 0;
+  for (int left = kLanes; left > 1;) {
+    const bool two = twice && left > 2;
+    left /= two ? 4 : 2;
+    T* const next = left == 1 ? to : from == temporary ? temporary + count : temporary;
+    two ? ShuffleTwice<T, kForth>(from, count, next) : ShuffleOnce<T, kForth>(from, count, next);
+    from = next;
   }
-  ShuffleRound<T, kForth>(from, count, to);
 }
 
 // f of [images, pixels] to an input with its borders, which stay as they are. Groups are
@@ -119,11 +149,9 @@ void Shuffle(const T* from, int64_t count, T* first, T* second, T* to) {
 template <typename T, typename F>
 void PackImages(const Lanes<T>& g, const T* x, int64_t, T* planes, T* temporary, F f) {
   const int64_t count = g.height * g.width * g.images, row = g.width * g.images;
-  T *first = temporary, *second = temporary + count;
-  for (int64_t i = 0; i < count; ++i) first[i] = f(x[i]);
-  // The last round leaves from one of the two arrays to the other.
-  T* const to = Vector<T>::kLanes == 16 ? first : second;
-  Shuffle<T, true>(first, count, first, second, to);
+  T* const to = temporary + 2 * count;
+  for (int64_t i = 0; i < count; ++i) temporary[i] = f(x[i]);
+  Shuffle<T, true>(temporary, count, temporary, to);
   for (int64_t h = 0; h < g.height; ++h) {
     std::copy(to + h * row, to + (h + 1) * row, planes + (h * g.pitch + g.reach) * g.images);
   }
@@ -136,18 +164,18 @@ void UnpackImages(const Lanes<T>& g, const T* planes, int64_t, T* x, T* temporar
     const T* from = planes + (h * g.pitch + g.reach) * g.images;
     std::copy(from, from + row, temporary + h * row);
   }
-  Shuffle<T, false>(temporary, count, temporary, temporary + count, x);
+  Shuffle<T, false>(temporary, count, temporary, x);
 }
 
 // Outputs [images, pixels] to a row, and back.
 template <typename T>
 void ImagesToRow(const Lanes<T>& g, const T* z, int64_t, T* row, T* temporary) {
-  Shuffle<T, true>(z, g.Row(), temporary, temporary + g.Row(), row);
+  Shuffle<T, true>(z, g.Row(), temporary, row);
 }
 
 template <typename T>
 void RowToImages(const Lanes<T>& g, const T* row, int64_t, T* z, T* temporary) {
-  Shuffle<T, false>(row, g.Row(), temporary, temporary + g.Row(), z);
+  Shuffle<T, false>(row, g.Row(), temporary, z);
 }
 
 template <typename T>
@@ -169,8 +197,7 @@ inline void LanesBlock(const Lanes<T>& g, const T* from, int64_t h, const T* con
   for (int e = 0; e < kEdges; ++e) {
     for (int b = 0; b < kBlock; ++b) sum[e][b] = kAdd ? Load(to[e] + b * kLanes) : V{};
   }
-  const auto [first, last] = g.TapRows(h);
-  for (int64_t i = first; i < last; ++i) {
+  for (int64_t i = g.first[h]; i < g.last[h]; ++i) {
     const T* p = from + (h * g.stride + g.dilation * i - g.reach) * g.pitch * kLanes;
     for (int64_t t = i * g.size; t < (i + 1) * g.size; ++t, p += across) {
       for (int b = 0; b < kBlock; ++b) {
@@ -242,7 +269,7 @@ inline void SpreadBlock(const Lanes<T>& g, const T* plane, const T* value, int64
   V sum[kBlock];
   for (int b = 0; b < kBlock; ++b) sum[b] = Load(to + b * step);
   for (int64_t i = 0; i < g.size; ++i) {
-    const int64_t row = g.OutputRow(h, i);
+    const int64_t row = g.output[h][i];
     if (row < 0) continue;
     const T* from = plane + (row * g.out_pitch + g.border + j) * kLanes;
     for (int64_t k = 0; k < count; ++k) {

@@ -106,6 +106,29 @@ T* Scratch(int64_t count) {
   return Scratch<T>(count, NextJob());
 }
 
+// An array of zeros that goes back to its thread: in a heap that the compiler of the program
+// has left in pieces, an allocation of its size is a long search.
+template <typename T>
+class Recycled {
+ public:
+  explicit Recycled(int64_t count) {
+    if (!Free().empty()) numbers_ = std::move(Free().back()), Free().pop_back();
+    numbers_.assign(count, T{});
+  }
+  Recycled(Recycled&&) = default;
+  ~Recycled() {
+    if (numbers_.capacity()) Free().push_back(std::move(numbers_));
+  }
+  T* data() { return numbers_.data(); }
+
+ private:
+  static std::vector<std::vector<T>>& Free() {
+    thread_local std::vector<std::vector<T>> free;
+    return free;
+  }
+  std::vector<T> numbers_;
+};
+
 }  // namespace planes
 
 #endif  // DARTS_JAX_KERNELS_PARALLEL_H_

@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "parallel.h"
 #include "vectors.h"
 
 namespace planes {
@@ -240,9 +241,10 @@ void AddDots(const Geometry& g, const T* dy, const T* planes, T* sum) {
 
 // Returns [edges, C, kept * kept], the middle of kernels [edges, size, size, C].
 template <typename T>
-std::vector<T> Transposed(const T* kernel, int64_t edges, int64_t size, int64_t kept,
-                          int64_t channels) {
-  std::vector<T> values(edges * channels * kept * kept);
+Recycled<T> Transposed(const T* kernel, int64_t edges, int64_t size, int64_t kept,
+                       int64_t channels) {
+  Recycled<T> found(edges * channels * kept * kept);
+  T* values = found.data();
   const int64_t cut = (size - kept) / 2;
   for (int64_t e = 0; e < edges; ++e) {
     for (int64_t t = 0; t < kept * kept; ++t) {
@@ -253,7 +255,7 @@ std::vector<T> Transposed(const T* kernel, int64_t edges, int64_t size, int64_t 
       }
     }
   }
-  return values;
+  return found;
 }
 
 // Groups of images: what lanes.h does in another way.

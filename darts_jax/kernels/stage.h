@@ -15,6 +15,7 @@
 
 #include "lanes.h"
 #include "moments.h"
+#include "parallel.h"
 #include "planes.h"
 #include "products.h"
 
@@ -69,7 +70,7 @@ struct Tiles : Stage {
   }
   int64_t Chunks() const { return (batch + Chunk() - 1) / Chunk(); }
   // The taps that are seen, [n, C, taps].
-  std::vector<T> Values(const T* taps) const {
+  Recycled<T> Values(const T* taps) const {
     return Transposed(taps, edges, size, g.size, channels);
   }
 };
@@ -157,12 +158,12 @@ Job ForwardJob(const Tiles<T, G>& tiles, const StageInput<T>& from,
                const StageKernels<T>& kernels, T* z, T* mean, T* variance) {
   struct State {
     Tiles<T, G> s;
-    std::vector<T> values;
-    std::vector<Moment> moments;
+    Recycled<T> values;
+    Recycled<Moment> moments;
   };
   const auto state = std::make_shared<State>(
       State{tiles, tiles.Values(kernels.taps),
-            std::vector<Moment>(tiles.Chunks() * tiles.Rows())});
+            Recycled<Moment>(tiles.Chunks() * tiles.Rows())});
   const int64_t job = NextJob();
   const auto run = [=](int64_t task) {
     const Tiles<T, G>& s = state->s;
@@ -175,7 +176,7 @@ Job ForwardJob(const Tiles<T, G>& tiles, const StageInput<T>& from,
     for (int64_t row = 0; row < s.Rows(); ++row) {
       Moment total;
       for (int64_t k = 0; k < s.Chunks(); ++k) {
-        const Moment& part = state->moments[k * s.Rows() + row];
+        const Moment& part = state->moments.data()[k * s.Rows() + row];
         total.Add(part.count, part.mean, part.squares);
       }
       mean[row] = total.mean;

@@ -192,11 +192,11 @@ Job BackwardJob(const Tiles<T, G>& tiles, const StageInput<T>& from,
                 const StageGradients<T>& to) {
   struct State {
     Tiles<T, G> s;
-    std::vector<T> values, parts;
+    Recycled<T> values, parts;
   };
   const int64_t each = Totals<T, G>::Count(tiles), job = NextJob();
-  const auto state = std::make_shared<State>(State{
-      tiles, tiles.Values(kernels.taps), std::vector<T>(tiles.Chunks() * each, T(0))});
+  const auto state = std::make_shared<State>(
+      State{tiles, tiles.Values(kernels.taps), Recycled<T>(tiles.Chunks() * each)});
   const auto run = [=](int64_t task) {
     const Tiles<T, G>& s = state->s;
     const int64_t first = task * s.Chunk(), last = std::min(s.batch, first + s.Chunk());

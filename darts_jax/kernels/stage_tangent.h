@@ -37,8 +37,8 @@ void PackTangent(const Tiles<T, G>& s, const StagePair<T>& p, int64_t channel, i
 template <typename T, typename G>
 void StageTangent(ffi::ThreadPool& pool, const Tiles<T, G>& s, const StagePair<T>& p, const T* z,
                   T* z_t, double* sums, double* products) {
-  const auto taps = s.Values(p.kernels.taps);
-  const auto taps_t = s.Values(p.kernels_t.taps);
+  auto taps = s.Values(p.kernels.taps);
+  auto taps_t = s.Values(p.kernels_t.taps);
   const T *values = taps.data(), *values_t = taps_t.data();
   std::vector<double> parts(2 * s.Chunks() * s.Rows(), 0.0);
   double* part = parts.data();
@@ -230,8 +230,8 @@ template <typename T, typename G>
 void StageBackwardTangent(ffi::ThreadPool& pool, const Tiles<T, G>& s, const StagePair<T>& p,
                           const Incoming<T>& into, const Incoming<T>& into_t,
                           const StageGradientsPair<T>& to) {
-  const auto taps = s.Values(p.kernels.taps);
-  const auto taps_t = s.Values(p.kernels_t.taps);
+  auto taps = s.Values(p.kernels.taps);
+  auto taps_t = s.Values(p.kernels_t.taps);
   const T *values = taps.data(), *values_t = taps_t.data();
   const int64_t each = 4 * s.Inputs();
   std::vector<T> parts(s.Chunks() * each, T(0));
