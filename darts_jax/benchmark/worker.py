@@ -55,7 +55,6 @@ class Session:
 
         from darts_jax.benchmark.programs import PROGRAMS, average_gradients
         from darts_jax.benchmark.tasks import make_task
-        from darts_jax.kernels import threads
         from darts_jax.kernels.compiled import kernels
         from darts_jax.training.tracing import without_collection
 
@@ -75,7 +74,6 @@ class Session:
         done = time.perf_counter()
         if jax.default_backend() == "cpu":
             allocator.return_freed_memory()
-            threads.spread_threads()
         return {
             "kernels_s": start - begun,
             "init_s": initialised - start,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from darts_jax.errors import UserError
-from darts_jax.kernels import allocator, threads
+from darts_jax.kernels import allocator
 from darts_jax.training import checkpoints
 from darts_jax.training.feed import Feed
 from darts_jax.training.interrupt import Interrupt
@@ -108,7 +108,6 @@ def _run(
                     jax.block_until_ready(sums)
                     if fresh:
                         allocator.return_freed_memory()
-                        threads.spread_threads()
                 i, done = i + count, done + count
                 logging = done % every == 0 and i < steps
                 if i < steps and _stops(interrupt, logging):
