@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from darts_jax import __version__
 from darts_jax.commands import COMMANDS, RUN_USAGE, compilation_cache, xla_flags
 from darts_jax.errors import UserError, unknown
-from darts_jax.kernels import allocator
 
 HELP_FLAGS = ("--help", "-h", "-help", "help")
 RUN_HELP = """
@@ -78,7 +77,6 @@ def _dispatch(words: list[str]) -> int:
     if any(word in HELP_FLAGS[:3] for word in rest):
         print(command_help(name))
         return 0
-    allocator.keep_freed_memory()
     xla_flags.set_defaults()
     compilation_cache.turn_on()
     return importlib.import_module(COMMANDS[name].module).main(rest)

@@ -11,7 +11,6 @@ from typing import Any
 
 from darts_jax.benchmark import memory, pipe
 from darts_jax.benchmark.sizes import size_named
-from darts_jax.kernels import allocator
 
 COPIES = 7
 
@@ -24,6 +23,7 @@ class Session:
         self.state: Any = None
         self.step_function: Any = None
         self.batches: tuple = ()
+        self.fresh = True  # no step has run
 
     def describe(self) -> dict[str, Any]:
         """Versions, devices and machine, as in a run's manifest; the kind of the device."""
@@ -72,8 +72,6 @@ class Session:
         traced = time.perf_counter()
         compiled = lowered.compile()
         done = time.perf_counter()
-        if jax.default_backend() == "cpu":
-            allocator.return_freed_memory()
         return {
             "kernels_s": start - begun,
             "init_s": initialised - start,
@@ -88,10 +86,15 @@ class Session:
         """Runs one step; its seconds and the train loss before it."""
         import jax
 
+        from darts_jax.kernels.allocator import return_freed_memory
+
         start = time.perf_counter()
         self.state, metrics = self.step_function(self.state, *self.batches)
         jax.block_until_ready((self.state, metrics))
         seconds = time.perf_counter() - start
+        if self.fresh and jax.default_backend() == "cpu":  # as in training/loop.py
+            return_freed_memory()
+        self.fresh = False
         return {"seconds": seconds, "train_loss": float(metrics["train_loss"].mean())}
 
     def reset_peak(self) -> dict[str, Any]:
@@ -140,7 +143,9 @@ def _analysis(compiled: Any) -> dict[str, Any]:
 
 def main() -> None:
     """Serves until the parent closes the pipe."""
-    allocator.keep_freed_memory()  # as in __main__.py
+    from darts_jax.kernels.allocator import keep_freed_memory
+
+    keep_freed_memory()  # as in commands/search.py
     session = Session(sys.argv[1] if len(sys.argv) > 1 else "one")
     names = ("describe", "accept", "prepare", "step", "reset_peak", "peak", "bandwidth")
     pipe.serve({name: getattr(session, name) for name in names})

@@ -13,6 +13,9 @@ def main(argv: Sequence[str]) -> int:
     """Runs or resumes a search; returns the exit status."""
     config, workdir, given = configuration.load(argv, "search", FLAGS)
     processes.connect(given)
+    from darts_jax.kernels.allocator import keep_freed_memory
+
+    keep_freed_memory()
     if given["dry-run"]:
         from darts_jax.training.estimate import estimate_search
 

@@ -7,21 +7,26 @@ of a step (benchmarks/NOTES.md).
 
 import ctypes
 
+import jax
+
 # mallopt's parameters, from <malloc.h>.
-_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 _NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
     """Tells glibc to keep freed memory; returns whether it could be told.
 
-    For a process that trains, before JAX makes its threads: one heap is for all threads that
-    begin afterwards, and those that a thread has of its own are too small for a step's arrays.
+    For a process that trains, before JAX makes its devices: computations on CPUs then run
+    where they are asked for. In JAX's own threads a step's arrays are too large for the heap
+    that glibc gives a thread, and come from the system every time. (One heap for all threads
+    would do too, but the compiler's threads wait for each other there.)
     """
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_ARENA_MAX, 1))
+    settings = ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER))
     return all(mallopt(parameter, value) == 1 for parameter, value in settings)
 
 

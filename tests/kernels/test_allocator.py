@@ -2,6 +2,9 @@
 
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 from darts_jax.kernels.allocator import keep_freed_memory
 
@@ -35,15 +38,51 @@ def test_a_second_array_has_the_first_ones_pages() -> None:
     assert third > 10 * second
 
 
-def test_commands_ask_before_jax_has_threads() -> None:
-    # A thread that began earlier keeps a heap of its own, and a step's arrays their faults.
-    code = """
-import sys
-from darts_jax import __main__ as program
-program.allocator.keep_freed_memory = lambda: print("jax" in sys.modules)
-program.main(["zoo", "DARTS_V2"])
+STEPS = """
+import resource
+from darts_jax.kernels.allocator import keep_freed_memory
+keep_freed_memory()
+import jax, jax.numpy as jnp
+
+def step(x):  # its temporary array is 16 MiB
+    return x + jnp.sort(x, 1)[::-1]
+
+step = jax.jit(step, donate_argnums=0)
+x = jnp.ones((2048, 2048))
+for _ in range(6):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    x = jax.block_until_ready(step(x))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_a_second_step_has_the_first_ones_pages() -> None:
+    if not keep_freed_memory():
+        pytest.skip("another C library")
+    run = subprocess.run(
+        [sys.executable, "-c", STEPS], capture_output=True, text=True, check=True
+    )
+    assert int(run.stdout) < 1000  # 16 MiB an array are 4,096 pages
+
+
+def test_a_run_asks_before_jax_has_devices(tmp_path: Path) -> None:
+    code = f"""
+from jax._src import xla_bridge
+from darts_jax.__main__ import main
+from darts_jax.kernels import allocator
+
+def asked():
+    print(xla_bridge.backends_are_initialized())
+    raise SystemExit
+
+allocator.keep_freed_memory = asked
+main(["search", "--config=configs/search_digits.py:tiny", "--workdir={tmp_path}/run"])
 """
     run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).resolve().parents[2],
     )
-    assert run.stdout.splitlines()[0] == "False"
+    assert run.stdout.split() == ["False"]
