@@ -101,12 +101,14 @@ def _run(
                 fresh = step is None
                 with without_collection() if fresh else nullcontext():
                     step = step or compiled_together(plan.step, state, sums, *arguments)
+                    if on_cpu and fresh:
+                        allocator.return_freed_memory()
                     state, sums = step(state, sums, *arguments)
                 if on_cpu:
                     # Steps take seconds there and queue up by the dozen: a signal would be
                     # answered only after all of them.
                     jax.block_until_ready(sums)
-                    if fresh:
+                    if fresh:  # what lies between the first step's arrays, too
                         allocator.return_freed_memory()
                 i, done = i + count, done + count
                 logging = done % every == 0 and i < steps
