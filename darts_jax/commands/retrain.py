@@ -15,7 +15,7 @@ def main(argv: Sequence[str]) -> int:
     processes.connect(given)
     from darts_jax.kernels.allocator import keep_freed_memory
 
-    keep_freed_memory()
+    keep_freed_memory()  # before JAX makes its devices
     if given["dry-run"]:
         from darts_jax.training.estimate import estimate_retraining
 

@@ -64,8 +64,8 @@ struct Lanes {
 #endif
 #endif
 
-// Returns lanes kStart, kStart + kStep, ... of a followed by b; with `kZip` instead lane i of
-// a, lane i of b, lane i + 1 of a, ... from i = kStart on.
+// With `kZip` lane i of a, lane i of b, lane i + 1 of a, ... from i = kStart on; else every
+// second lane of a followed by b, from kStart on.
 template <typename T, bool kZip, int kStart, size_t... kI>
 inline typename Vector<T>::Type Shuffled(typename Vector<T>::Type a,
                                          typename Vector<T>::Type b,
@@ -82,6 +82,7 @@ inline typename Vector<T>::Type Shuffled(typename Vector<T>::Type a,
 #endif
 }
 
+// Two vectors as the cards of two halves: one from each in turn, or back.
 template <typename T, bool kForth>
 inline void ShufflePair(typename Vector<T>::Type& a, typename Vector<T>::Type& b) {
   constexpr int kSecond = kForth ? Vector<T>::kLanes / 2 : 1;
@@ -235,7 +236,7 @@ void LanesRows(const Lanes<T>& g, const T* planes, const T* const* value, T* con
 }
 
 // The outputs of a channel under several kernels, `values` [edges, apart], to rows that are
-// `pitch` numbers apart. The last argument is of use in planes only.
+// `pitch` numbers apart, or added to them. The unnamed arguments are of use in planes only.
 template <typename T, bool kAdd = false>
 void Depthwise(const Lanes<T>& g, const T* planes, const T* values, int64_t apart,
                int64_t edges, int64_t, T* rows, int64_t pitch, T*) {
@@ -257,8 +258,8 @@ void Depthwise(const Lanes<T>& g, const T* planes, const T* values, int64_t apar
   }
 }
 
-// kBlock inputs that are a stride apart, from input column `column` on, of row h; `taps` are
-// the tap columns that reach them, and `shift` the output column of the first one's.
+// kBlock inputs of row h that are a stride apart, `to` the first, number j of its columns;
+// `taps` are the tap columns that reach them, output column j + shift through each.
 template <typename T, int kBlock>
 inline void SpreadBlock(const Lanes<T>& g, const T* plane, const T* value, int64_t h,
                         const int64_t* taps, const int64_t* shift, int64_t count, int64_t j,
