@@ -4,13 +4,13 @@
 // vector. Here a group has as many images as a vector has lanes, pixel after pixel, so that a
 // tap reads whole vectors at any width and stride, no output is computed for a border, and
 // taps that would read rows outside of an image are left out. Rows of the input have zeros on
-// both sides.
+// both sides. shuffle.h brings arrays of the program into this order.
 
 #ifndef DARTS_JAX_KERNELS_LANES_H_
 #define DARTS_JAX_KERNELS_LANES_H_
 
 #include <algorithm>
-#include <utility>
+#include <type_traits>
 
 #include "vectors.h"
 
@@ -19,7 +19,8 @@ namespace planes {
 template <typename T>
 struct Lanes {
   static constexpr int64_t images = Vector<T>::kLanes;  // of a group
-  static constexpr int64_t kPixels = 64, kSize = 7;     // at most: of an image, of a kernel
+  // At most: pixels of an output and of an input, a kernel's size.
+  static constexpr int64_t kPixels = 64, kInput = 256, kSize = 7;
   int64_t height, width, out_height, out_width, size, stride, dilation;
   int64_t reach, border;      // pixels of zeros beside an input's row, an output's
   int64_t pitch, out_pitch;   // pixels of a row with them
@@ -44,139 +45,36 @@ struct Lanes {
       }
     }
   }
-  // Whether groups of a batch are worth it: images small, lanes full, work for several tasks.
-  static bool Fit(int64_t batch, int64_t in, int64_t out, int64_t size) {
-    return in <= kPixels && in % 2 == 0 && out % 2 == 0 && size <= kSize &&
-           batch >= 2 * images && batch % images == 0;
+  // Whether groups of a batch are worth it: outputs small, lanes full.
+  static bool Fit(int64_t batch, int64_t height, int64_t width, int64_t out, int64_t size) {
+    return out <= kPixels && height <= kPixels && height * width <= kInput &&
+           height * width % 2 == 0 && out % 2 == 0 && size <= kSize && batch % images == 0;
   }
   int64_t Taps() const { return size * size; }
-  // Numbers of an input's channel, of an output's with and without a border, of what the
-  // functions below work in.
+  // Numbers of an input's channel, of an output's with and without a border.
   int64_t Input() const { return height * pitch * images; }
   int64_t Output() const { return out_height * out_pitch * images; }
   int64_t Row() const { return out_height * out_width * images; }
-  int64_t Temporary() const { return 3 * height * width * images; }
 };
 
-#if defined(__has_builtin)
-#if __has_builtin(__builtin_shufflevector)
-#define DARTS_JAX_SHUFFLE __builtin_shufflevector
-#endif
-#endif
-
-// With `kZip` lane i of a, lane i of b, lane i + 1 of a, ... from i = kStart on; else every
-// second lane of a followed by b, from kStart on.
-template <typename T, bool kZip, int kStart, size_t... kI>
-inline typename Vector<T>::Type Shuffled(typename Vector<T>::Type a,
-                                         typename Vector<T>::Type b,
-                                         std::index_sequence<kI...>) {
-  constexpr int kLanes = Vector<T>::kLanes;
-  constexpr auto kFrom = [](int i) {
-    return kZip ? kStart + i / 2 + (i % 2) * kLanes : kStart + 2 * i;
-  };
-#ifdef DARTS_JAX_SHUFFLE
-  return DARTS_JAX_SHUFFLE(a, b, kFrom(kI)...);
-#else
-  return typename Vector<T>::Type{
-      (kFrom(kI) < kLanes ? a[kFrom(kI)] : b[kFrom(kI) - kLanes])...};
-#endif
-}
-
-// Two vectors as the cards of two halves: one from each in turn, or back.
-template <typename T, bool kForth>
-inline void ShufflePair(typename Vector<T>::Type& a, typename Vector<T>::Type& b) {
-  constexpr int kSecond = kForth ? Vector<T>::kLanes / 2 : 1;
-  constexpr auto kIndex = std::make_index_sequence<Vector<T>::kLanes>();
-  const auto first = Shuffled<T, kForth, 0>(a, b, kIndex);
-  b = Shuffled<T, kForth, kSecond>(a, b, kIndex);
-  a = first;
-}
-
-// Moves `count` numbers by one round of a shuffle of cards, the first half's between the
-// second half's, or back.
-template <typename T, bool kForth>
-void ShuffleOnce(const T* from, int64_t count, T* to) {
-  constexpr int kLanes = Vector<T>::kLanes;
-  const int64_t half = count / 2;
-  for (int64_t i = 0; i < half; i += kLanes) {
-    const int64_t near = 2 * i, next = 2 * i + kLanes, far = half + i;
-    auto a = Load(from + (kForth ? i : near)), b = Load(from + (kForth ? far : next));
-    ShufflePair<T, kForth>(a, b);
-    Store(to + (kForth ? near : i), a), Store(to + (kForth ? next : far), b);
-  }
-}
-
-// Two rounds at once, of numbers that four whole vectors divide.
-template <typename T, bool kForth>
-void ShuffleTwice(const T* from, int64_t count, T* to) {
-  constexpr int kLanes = Vector<T>::kLanes;
-  const int64_t quarter = count / 4;
-  for (int64_t i = 0; i < quarter; i += kLanes) {
-    typename Vector<T>::Type v[4];
-    for (int k = 0; k < 4; ++k) {
-      v[k] = Load(from + (kForth ? k * quarter + i : 4 * i + k * kLanes));
-    }
-    if constexpr (kForth) {
-      ShufflePair<T, true>(v[0], v[2]), ShufflePair<T, true>(v[1], v[3]);
-      ShufflePair<T, true>(v[0], v[1]), ShufflePair<T, true>(v[2], v[3]);
-    } else {
-      ShufflePair<T, false>(v[0], v[1]), ShufflePair<T, false>(v[2], v[3]);
-      ShufflePair<T, false>(v[0], v[2]), ShufflePair<T, false>(v[1], v[3]);
-    }
-    for (int k = 0; k < 4; ++k) {
-      Store(to + (kForth ? 4 * i + k * kLanes : k * quarter + i), v[k]);
-    }
-  }
-}
-
-// [images, pixels] to [pixels, images], or back, with the images in a fixed order of their
-// own: a round for every bit of a lane's number. `temporary` has room for twice as much, and
-// `from` may be its first half.
-template <typename T, bool kForth>
-void Shuffle(const T* from, int64_t count, T* temporary, T* to) {
-  constexpr int kLanes = Vector<T>::kLanes;
-  const bool twice = count % (4 * kLanes) == 0;
-  for (int left = kLanes; left > 1;) {
-    const bool two = twice && left > 2;
-    left /= two ? 4 : 2;
-    T* const next = left == 1 ? to : from == temporary ? temporary + count : temporary;
-    two ? ShuffleTwice<T, kForth>(from, count, next) : ShuffleOnce<T, kForth>(from, count, next);
-    from = next;
-  }
-}
-
-// f of [images, pixels] to an input with its borders, which stay as they are. Groups are
-// whole here: the argument in the place of the number of images is of use in planes only.
+// f of a group's input to rows with borders, which stay as they are. Groups are whole here:
+// the argument in the place of the number of images is of use in planes only.
 template <typename T, typename F>
-void PackImages(const Lanes<T>& g, const T* x, int64_t, T* planes, T* temporary, F f) {
-  const int64_t count = g.height * g.width * g.images, row = g.width * g.images;
-  T* const to = temporary + 2 * count;
-  for (int64_t i = 0; i < count; ++i) temporary[i] = f(x[i]);
-  Shuffle<T, true>(temporary, count, temporary, to);
-  for (int64_t h = 0; h < g.height; ++h) {
-    std::copy(to + h * row, to + (h + 1) * row, planes + (h * g.pitch + g.reach) * g.images);
+void PackImages(const Lanes<T>& g, const T* x, int64_t, T* planes, F f) {
+  const int64_t row = g.width * g.images;
+  for (int64_t h = 0; h < g.height; ++h, x += row) {
+    T* to = planes + (h * g.pitch + g.reach) * g.images;
+    for (int64_t i = 0; i < row; ++i) to[i] = f(x[i]);
   }
 }
 
 template <typename T>
-void UnpackImages(const Lanes<T>& g, const T* planes, int64_t, T* x, T* temporary) {
-  const int64_t count = g.height * g.width * g.images, row = g.width * g.images;
-  for (int64_t h = 0; h < g.height; ++h) {
+void UnpackImages(const Lanes<T>& g, const T* planes, int64_t, T* x) {
+  const int64_t row = g.width * g.images;
+  for (int64_t h = 0; h < g.height; ++h, x += row) {
     const T* from = planes + (h * g.pitch + g.reach) * g.images;
-    std::copy(from, from + row, temporary + h * row);
+    std::copy(from, from + row, x);
   }
-  Shuffle<T, false>(temporary, count, temporary, x);
-}
-
-// Outputs [images, pixels] to a row, and back.
-template <typename T>
-void ImagesToRow(const Lanes<T>& g, const T* z, int64_t, T* row, T* temporary) {
-  Shuffle<T, true>(z, g.Row(), temporary, row);
-}
-
-template <typename T>
-void RowToImages(const Lanes<T>& g, const T* row, int64_t, T* z, T* temporary) {
-  Shuffle<T, false>(row, g.Row(), temporary, z);
 }
 
 template <typename T>
@@ -187,52 +85,73 @@ void RowToPlane(const Lanes<T>& g, const T* row, int64_t, T* plane) {
   }
 }
 
-// kBlock outputs side by side, of kEdges kernels.
-template <typename T, int kEdges, int kBlock, bool kAdd>
+// kBlock outputs side by side in each of kRows rows, of kEdges kernels: sums enough that none
+// waits for the one before.
+template <typename T, int kEdges, int kRows, int kBlock, bool kAdd>
 inline void LanesBlock(const Lanes<T>& g, const T* from, int64_t h, const T* const* value,
                        T* const* to) {
   using V = typename Vector<T>::Type;
   constexpr int kLanes = Vector<T>::kLanes;
   const int64_t step = g.stride * kLanes, across = g.dilation * kLanes;
-  V sum[kEdges][kBlock];
+  const int64_t below = g.stride * g.pitch * kLanes, next = g.out_width * kLanes;
+  V sum[kEdges][kRows][kBlock];
   for (int e = 0; e < kEdges; ++e) {
-    for (int b = 0; b < kBlock; ++b) sum[e][b] = kAdd ? Load(to[e] + b * kLanes) : V{};
+    for (int r = 0; r < kRows; ++r) {
+      for (int b = 0; b < kBlock; ++b) {
+        sum[e][r][b] = kAdd ? Load(to[e] + r * next + b * kLanes) : V{};
+      }
+    }
   }
-  for (int64_t i = g.first[h]; i < g.last[h]; ++i) {
+  for (int64_t i = g.first[h]; i < g.last[h + kRows - 1]; ++i) {
     const T* p = from + (h * g.stride + g.dilation * i - g.reach) * g.pitch * kLanes;
     for (int64_t t = i * g.size; t < (i + 1) * g.size; ++t, p += across) {
-      for (int b = 0; b < kBlock; ++b) {
-        const V x = Load(p + b * step);
-        for (int e = 0; e < kEdges; ++e) sum[e][b] += value[e][t] * x;
+      for (int r = 0; r < kRows; ++r) {
+        if (kRows > 1 && (i < g.first[h + r] || i >= g.last[h + r])) continue;
+        for (int b = 0; b < kBlock; ++b) {
+          const V x = Load(p + r * below + b * step);
+          for (int e = 0; e < kEdges; ++e) sum[e][r][b] += value[e][t] * x;
+        }
       }
     }
   }
   for (int e = 0; e < kEdges; ++e) {
-    for (int b = 0; b < kBlock; ++b) Store(to[e] + b * kLanes, sum[e][b]);
+    for (int r = 0; r < kRows; ++r) {
+      for (int b = 0; b < kBlock; ++b) Store(to[e] + r * next + b * kLanes, sum[e][r][b]);
+    }
   }
 }
 
-template <typename T, int kEdges, bool kAdd>
-void LanesRows(const Lanes<T>& g, const T* planes, const T* const* value, T* const* rows) {
-  constexpr int kLanes = Vector<T>::kLanes, kBlock = kEdges == 1 ? 8 : 4;
-  T* to[kEdges];
-  std::copy(rows, rows + kEdges, to);
-  const auto advance = [&](int64_t count) {
-    for (int e = 0; e < kEdges; ++e) to[e] += count * kLanes;
+// kRows rows of outputs from row h on.
+template <typename T, int kEdges, int kRows, bool kAdd>
+void LanesRows(const Lanes<T>& g, const T* planes, int64_t h, const T* const* value,
+               T* const* rows) {
+  constexpr int kLanes = Vector<T>::kLanes;
+  int64_t w = 0;
+  const auto blocks = [&](auto block) {
+    constexpr int kBlock = decltype(block)::value;
+    for (; w + kBlock <= g.out_width; w += kBlock) {
+      T* to[kEdges];
+      for (int e = 0; e < kEdges; ++e) to[e] = rows[e] + (h * g.out_width + w) * kLanes;
+      LanesBlock<T, kEdges, kRows, kBlock, kAdd>(g, planes + w * g.stride * kLanes, h, value,
+                                                 to);
+    }
   };
-  for (int64_t h = 0; h < g.out_height; ++h) {
-    int64_t w = 0;
-    const auto from = [&] { return planes + w * g.stride * kLanes; };
-    for (; w + kBlock <= g.out_width; w += kBlock, advance(kBlock)) {
-      LanesBlock<T, kEdges, kBlock, kAdd>(g, from(), h, value, to);
-    }
-    for (; w + 2 <= g.out_width; w += 2, advance(2)) {
-      LanesBlock<T, kEdges, 2, kAdd>(g, from(), h, value, to);
-    }
-    for (; w < g.out_width; ++w, advance(1)) {
-      LanesBlock<T, kEdges, 1, kAdd>(g, from(), h, value, to);
+  if (kEdges == 1 && kRows == 1) blocks(std::integral_constant<int, 8>());
+  blocks(std::integral_constant<int, 4>());
+  blocks(std::integral_constant<int, 2>());
+  blocks(std::integral_constant<int, 1>());
+}
+
+template <typename T, int kEdges, bool kAdd>
+void LanesOf(const Lanes<T>& g, const T* planes, const T* const* value, T* const* rows) {
+  int64_t h = 0;
+  // Rows whose taps are the first rows of a kernel to the last, in this order.
+  if (kEdges == 1 && g.out_width < 8) {
+    for (; h + 2 <= g.out_height; h += 2) {
+      LanesRows<T, kEdges, kEdges == 1 ? 2 : 1, kAdd>(g, planes, h, value, rows);
     }
   }
+  for (; h < g.out_height; ++h) LanesRows<T, kEdges, 1, kAdd>(g, planes, h, value, rows);
 }
 
 // The outputs of a channel under several kernels, `values` [edges, apart], to rows that are
@@ -249,36 +168,49 @@ void Depthwise(const Lanes<T>& g, const T* planes, const T* values, int64_t apar
       to[i] = rows + (e + i) * pitch;
     }
     switch (taken) {
-      case 1: LanesRows<T, 1, kAdd>(g, planes, value, to); break;
-      case 2: LanesRows<T, 2, kAdd>(g, planes, value, to); break;
-      case 3: LanesRows<T, 3, kAdd>(g, planes, value, to); break;
-      default: LanesRows<T, 4, kAdd>(g, planes, value, to);
+      case 1: LanesOf<T, 1, kAdd>(g, planes, value, to); break;
+      case 2: LanesOf<T, 2, kAdd>(g, planes, value, to); break;
+      case 3: LanesOf<T, 3, kAdd>(g, planes, value, to); break;
+      default: LanesOf<T, 4, kAdd>(g, planes, value, to);
     }
     e += taken;
   }
 }
 
-// kBlock inputs of row h that are a stride apart, `to` the first, number j of its columns;
-// `taps` are the tap columns that reach them, output column j + shift through each.
-template <typename T, int kBlock>
+// kBlock inputs of each of kRows rows from row h on, that are a stride apart in their row, `to`
+// the first, number j of its columns; `taps` are the tap columns that reach them, output
+// column j + shift through each.
+template <typename T, int kRows, int kBlock>
 inline void SpreadBlock(const Lanes<T>& g, const T* plane, const T* value, int64_t h,
                         const int64_t* taps, const int64_t* shift, int64_t count, int64_t j,
                         T* to) {
   using V = typename Vector<T>::Type;
   constexpr int kLanes = Vector<T>::kLanes;
-  const int64_t step = g.stride * kLanes;
-  V sum[kBlock];
-  for (int b = 0; b < kBlock; ++b) sum[b] = Load(to + b * step);
+  const int64_t step = g.stride * kLanes, next = g.pitch * kLanes;
+  V sum[kRows][kBlock];
+  for (int r = 0; r < kRows; ++r) {
+    for (int b = 0; b < kBlock; ++b) sum[r][b] = Load(to + r * next + b * step);
+  }
   for (int64_t i = 0; i < g.size; ++i) {
-    const int64_t row = g.output[h][i];
-    if (row < 0) continue;
-    const T* from = plane + (row * g.out_pitch + g.border + j) * kLanes;
-    for (int64_t k = 0; k < count; ++k) {
+    const T* from[kRows];
+    bool any = false;
+    for (int r = 0; r < kRows; ++r) {
+      const int64_t row = g.output[h + r][i];
+      from[r] = row < 0 ? nullptr : plane + (row * g.out_pitch + g.border + j) * kLanes;
+      any = any || from[r];
+    }
+    for (int64_t k = 0; any && k < count; ++k) {
       const T factor = value[i * g.size + taps[k]];
-      for (int b = 0; b < kBlock; ++b) sum[b] += factor * Load(from + (shift[k] + b) * kLanes);
+      for (int r = 0; r < kRows; ++r) {
+        if (!from[r]) continue;
+        const T* p = from[r] + shift[k] * kLanes;
+        for (int b = 0; b < kBlock; ++b) sum[r][b] += factor * Load(p + b * kLanes);
+      }
     }
   }
-  for (int b = 0; b < kBlock; ++b) Store(to + b * step, sum[b]);
+  for (int r = 0; r < kRows; ++r) {
+    for (int b = 0; b < kBlock; ++b) Store(to + r * next + b * step, sum[r][b]);
+  }
 }
 
 // The transpose: adds to every input what the outputs in `plane` send it.
@@ -295,21 +227,24 @@ void Spread(const Lanes<T>& g, const T* plane, const T* value, T* planes) {
     }
     if (!count) continue;
     const int64_t columns = (g.width - c + g.stride - 1) / g.stride;
-    for (int64_t h = 0; h < g.height; ++h) {
+    const auto rows = [&](int64_t h, auto number) {
+      constexpr int kRows = decltype(number)::value;
       int64_t j = 0;
-      const auto to = [&] {
-        return planes + (h * g.pitch + g.reach + c + j * g.stride) * kLanes;
+      const auto blocks = [&](auto block) {
+        constexpr int kBlock = decltype(block)::value;
+        for (; j + kBlock <= columns; j += kBlock) {
+          T* to = planes + (h * g.pitch + g.reach + c + j * g.stride) * kLanes;
+          SpreadBlock<T, kRows, kBlock>(g, plane, value, h, taps, shift, count, j, to);
+        }
       };
-      for (; j + 8 <= columns; j += 8) {
-        SpreadBlock<T, 8>(g, plane, value, h, taps, shift, count, j, to());
-      }
-      for (; j + 4 <= columns; j += 4) {
-        SpreadBlock<T, 4>(g, plane, value, h, taps, shift, count, j, to());
-      }
-      for (; j < columns; ++j) {
-        SpreadBlock<T, 1>(g, plane, value, h, taps, shift, count, j, to());
-      }
-    }
+      if (kRows == 1) blocks(std::integral_constant<int, 8>());
+      blocks(std::integral_constant<int, 4>());
+      blocks(std::integral_constant<int, 2>());
+      blocks(std::integral_constant<int, 1>());
+    };
+    int64_t h = 0;
+    for (; columns < 8 && h + 2 <= g.height; h += 2) rows(h, std::integral_constant<int, 2>());
+    for (; h < g.height; ++h) rows(h, std::integral_constant<int, 1>());
   }
 }
 
@@ -318,20 +253,24 @@ template <typename T, int kSize>
 void AddDotsOfRow(const Lanes<T>& g, const T* plane, const T* planes, int64_t i, T* sum) {
   using V = typename Vector<T>::Type;
   constexpr int kLanes = Vector<T>::kLanes;
-  V total[kSize] = {};
+  V total[2][kSize] = {};  // of every second column, so that no sum waits for the one before
+  const auto add = [&](V* sums, const T* dy, const T* x) {
+    const V gradient = Load(dy);
+    for (int j = 0; j < kSize; ++j) sums[j] += gradient * Load(x + j * g.dilation * kLanes);
+  };
   for (int64_t h = 0; h < g.out_height; ++h) {
     const int64_t row = h * g.stride + g.dilation * i - g.reach;
     if (row < 0 || row >= g.height) continue;
     const T* dy = plane + (h * g.out_pitch + g.border) * kLanes;
     const T* x = planes + row * g.pitch * kLanes;
-    for (int64_t w = 0; w < g.out_width; ++w, dy += kLanes, x += g.stride * kLanes) {
-      const V gradient = Load(dy);
-      for (int j = 0; j < kSize; ++j) {
-        total[j] += gradient * Load(x + j * g.dilation * kLanes);
-      }
+    int64_t w = 0;
+    for (; w + 2 <= g.out_width; w += 2) {
+      add(total[0], dy + w * kLanes, x + w * g.stride * kLanes);
+      add(total[1], dy + (w + 1) * kLanes, x + (w + 1) * g.stride * kLanes);
     }
+    if (w < g.out_width) add(total[0], dy + w * kLanes, x + w * g.stride * kLanes);
   }
-  for (int j = 0; j < kSize; ++j) sum[j] += AddLanes<T>(total[j]);
+  for (int j = 0; j < kSize; ++j) sum[j] += AddLanes<T>(total[0][j] + total[1][j]);
 }
 
 // Adds a group's part of a kernel's gradient to sum [K * K].

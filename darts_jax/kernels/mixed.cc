@@ -26,8 +26,26 @@ void WeightedSum(ffi::ThreadPool& pool, const Mixed<T>& m, T* mixed) {
       from.push_back(branch.z + own * m.numbers);
       factors.push_back(factor);
     }
-    Combine(from, factors, constant, m.numbers, mixed + row * m.numbers);
+    CombineRow(m, from, factors, constant, m.numbers, mixed + row * m.numbers);
   });
+}
+
+// A shared value and its moments.
+template <typename T>
+Job SharedJob(const Mixed<T>& m, const Branch<T>& branch) {
+  const auto run = [&m, &branch](int64_t c) {
+    T* const z = branch.z + c * m.numbers;
+    if (branch.pool != Pool::kIdentity) {
+      Recycled<T> room(m.pooling.Room(), false);
+      const T* x = m.x + c * m.pixels;
+      ForGroups(m, [&](int64_t in, int64_t out) {
+        m.pooling.Forward(branch.pool, x + in, z + out, room.data());
+      });
+    }
+    const Norm<T>& norm = branch.norm;
+    if (norm.rows) MomentsOf(z, m.numbers, norm.mean + c, norm.variance + c);
+  };
+  return {branch.rows, run, nullptr};
 }
 
 template <typename T>
@@ -37,16 +55,15 @@ void Forward(ffi::ThreadPool& pool, const Mixed<T>& m, T* mixed) {
     std::vector<std::vector<T>> maps(m.branches.size());
     for (size_t p = 0; p < m.branches.size(); ++p) {
       const Branch<T>& branch = m.branches[p];
-      const Norm<T>& norm = branch.norm;
       if (i < branch.links.size()) {
         const Link<T>& link = branch.links[i];
         const StageInput<T> from = InputOf(m, branch, i, maps[p]);
-        WithTiles<T>(link.stage, [&](const auto& tiles) {
+        WithTiles<T>(link.stage, m.lanes, [&](const auto& tiles) {
           jobs.push_back(ForwardJob(tiles, from, link.kernels, link.z, link.norm.mean,
                                     link.norm.variance));
         });
-      } else if (i == 0 && norm.rows) {
-        jobs.push_back(MomentsJob(norm.rows, m.numbers, branch.z, norm.mean, norm.variance));
+      } else if (i == 0) {
+        jobs.push_back(SharedJob(m, branch));
       }
     }
     RunJobs(pool, jobs);
@@ -58,7 +75,7 @@ void Forward(ffi::ThreadPool& pool, const Mixed<T>& m, T* mixed) {
 template <typename T>
 struct Gradients {
   T *x, *weights;
-  std::vector<T*> shared, stages;
+  std::vector<T*> stages;
 };
 
 // The gradients of weights, and of scale and shift of the last norm where they are wanted.
@@ -86,23 +103,20 @@ Coefficients<T> ThroughLastNorm(const Mixed<T>& m, size_t p, const T* products, 
   return into;
 }
 
-// The gradient of a value that all edges share.
+// The gradient of channel c of a value that all edges share.
 template <typename T>
-Job ToShared(const Mixed<T>& m, const Branch<T>& branch, const Coefficients<T>& into,
-             const T* gradient, T* dshared) {
-  const auto run = [=, &m, &branch, &into](int64_t own) {
-    std::vector<const T*> from;
-    std::vector<T> factors;
-    T constant = 0, beta = 0;
-    for (int64_t row = own; row < m.Rows(); row += branch.rows) {
-      from.push_back(gradient + row * m.numbers);
-      factors.push_back(into.a[row]);
-      constant += into.alpha[row], beta += into.beta[row];
-    }
-    from.push_back(branch.z + own * m.numbers), factors.push_back(beta);
-    Combine(from, factors, constant, m.numbers, dshared + own * m.numbers);
-  };
-  return {branch.rows, run, nullptr};
+void ToShared(const Mixed<T>& m, const Branch<T>& branch, const Coefficients<T>& into,
+              const T* gradient, int64_t c, T* dshared) {
+  std::vector<const T*> from;
+  std::vector<T> factors;
+  T constant = 0, beta = 0;
+  for (int64_t row = c; row < m.Rows(); row += branch.rows) {
+    from.push_back(gradient + row * m.numbers);
+    factors.push_back(into.a[row]);
+    constant += into.alpha[row], beta += into.beta[row];
+  }
+  from.push_back(branch.z + c * m.numbers), factors.push_back(beta);
+  Combine(from, factors, constant, m.numbers, dshared);
 }
 
 // What is known of a branch on the way back.
@@ -140,17 +154,43 @@ Job LinkBackward(const Mixed<T>& m, const Branch<T>& branch, size_t i, int64_t e
   const Link<T>& link = branch.links[i];
   way.dscale.assign(link.stage.Inputs(), T(0)), way.dshift = way.dscale;
   const StageGradients<T> found{
-      i ? way.between : dx, i == 0 && add, i ? way.dscale.data() : nullptr,
+      i ? way.between : dx, add, i ? way.dscale.data() : nullptr,
       i ? way.dshift.data() : nullptr, way.to ? way.to[each * i] : nullptr,
       way.to ? way.to[each * i + 1] : nullptr};
   const Incoming<T> incoming{link.z, way.gradient, way.into.a.data(), way.into.alpha.data(),
                              way.into.beta.data()};
   const StageInput<T> from = InputOf(m, branch, i, way.maps);
   Job job;
-  WithTiles<T>(link.stage, [&](const auto& tiles) {
+  WithTiles<T>(link.stage, m.lanes, [&](const auto& tiles) {
     job = BackwardJob(tiles, from, link.kernels, incoming, found);
   });
   return job;
+}
+
+// The gradient of x through all shared values.
+template <typename T>
+Job SharedBackward(const Mixed<T>& m, const std::vector<WayBack<T>>& ways, const T* gradient,
+                   T* dx) {
+  const auto run = [=, &m, &ways](int64_t c) {
+    const T* x = m.x + c * m.pixels;
+    T* const to = dx + c * m.pixels;
+    std::fill(to, to + m.pixels, T(0));
+    Recycled<T> sent(m.numbers, false), room(m.pooling.Room(), false);
+    for (size_t p = 0; p < m.branches.size(); ++p) {
+      const Branch<T>& branch = m.branches[p];
+      if (!branch.links.empty()) continue;
+      T* const dy = sent.data();
+      ToShared(m, branch, ways[p].into, gradient, c, dy);
+      if (branch.pool == Pool::kIdentity) {
+        for (int64_t i = 0; i < m.numbers; ++i) to[i] += dy[i];
+        continue;
+      }
+      ForGroups(m, [&](int64_t in, int64_t out) {
+        m.pooling.Backward(branch.pool, x + in, dy + out, to + in, room.data());
+      });
+    }
+  };
+  return {m.channels, run, nullptr};
 }
 
 template <typename T>
@@ -176,16 +216,21 @@ void Backward(ffi::ThreadPool& pool, const Mixed<T>& m, const T* gradient, bool 
                                      links[1].stage.in;
   }
   if (!to.x) return;
+  // Large images: all add to the gradient of x in turn. Small ones, of which there are few
+  // groups: each has an array of its own, and the sum is put into the program's order.
+  std::deque<Recycled<T>> parts;
+  const auto room = [&] {
+    if (!m.lanes) return to.x;
+    parts.emplace_back(m.channels * m.pixels, false);
+    return parts.back().data();
+  };
   std::vector<Job> jobs;
-  for (size_t p = 0, shared = 0; p < branches; ++p) {
-    const Branch<T>& branch = m.branches[p];
-    if (!branch.links.empty()) continue;
-    jobs.push_back(ToShared(m, branch, ways[p].into, gradient, to.shared[shared++]));
-  }
+  bool add = m.branches.back().links.empty();
+  if (add) jobs.push_back(SharedBackward(m, ways, gradient, room()));
   for (size_t i = m.Links(); i-- > 1;) {
     for (size_t p = 0; p < branches; ++p) {
       if (i >= m.branches[p].links.size()) continue;
-      jobs.push_back(LinkBackward(m, m.branches[p], i, each, to.x, false, ways[p]));
+      jobs.push_back(LinkBackward<T>(m, m.branches[p], i, each, nullptr, false, ways[p]));
     }
     RunJobs(pool, jobs), jobs.clear();
     for (size_t p = 0; p < branches; ++p) {
@@ -194,32 +239,42 @@ void Backward(ffi::ThreadPool& pool, const Mixed<T>& m, const T* gradient, bool 
     }
   }
   RunJobs(pool, jobs), jobs.clear();
-  // The first links add to the gradient of x in turn.
   for (size_t p = 0; p < branches; ++p) {
     if (m.branches[p].links.empty()) continue;
-    const bool add = !jobs.empty();
-    jobs.push_back(LinkBackward(m, m.branches[p], 0, each, to.x, add, ways[p]));
+    jobs.push_back(LinkBackward(m, m.branches[p], 0, each, room(), add && !m.lanes, ways[p]));
+    add = true;
   }
-  RunJobs(pool, jobs, true);
-  if (jobs.empty()) std::fill(to.x, to.x + m.channels * m.pixels, T(0));
+  RunJobs(pool, jobs, !m.lanes);
+  if (!m.lanes) return;
+  ParallelFor(pool, m.channels, 1, [&](int64_t c, int64_t) {
+    std::vector<const T*> from;
+    for (Recycled<T>& part : parts) from.push_back(part.data() + c * m.pixels);
+    CombineRow(m, from, std::vector<T>(from.size(), T(1)), T(0), m.pixels,
+               to.x + c * m.pixels);
+  });
 }
 
 ffi::Error RunForward(ffi::ThreadPool pool, ffi::Span<const int64_t> plan,
-                      ffi::Span<const int64_t> normalised, bool affine, double epsilon,
-                      ffi::RemainingArgs args, Result mixed, Result z, Result moments) {
+                      ffi::Span<const int64_t> shared, int64_t stride, bool affine,
+                      double epsilon, ffi::RemainingArgs args, Result mixed, Result z,
+                      Result moments) {
   return WithType(*mixed, [&](auto zero) {
     using T = decltype(zero);
-    const Setup setup{plan, normalised, affine, epsilon};
-    Forward(pool, Arrange<T>(setup, args, 0, Out<T>(z), Out<T>(moments)), Out<T>(mixed));
+    const Setup setup{plan, shared, stride, affine, epsilon};
+    Mixed<T> m = Arrange<T>(setup, args, 0, Out<T>(z), Out<T>(moments));
+    Entrance<T> in(m.lanes, m.batch);
+    Enter(m, in), in.Run(pool);
+    Forward(pool, m, Out<T>(mixed));
   });
 }
 
 // After the operands of the forward pass: its z and moments, and the gradient. Results: the
-// gradients of weights; if `wanted` is 1 or more of x and the shared values, and a scratch
-// array; if it is 2 of the stages' operands.
+// gradients of weights; if `wanted` is 1 or more a scratch array and the gradient of x; if it
+// is 2 those of the stages' operands.
 ffi::Error RunBackward(ffi::ThreadPool pool, ffi::Span<const int64_t> plan,
-                       ffi::Span<const int64_t> normalised, bool affine, double epsilon,
-                       int64_t wanted, ffi::RemainingArgs args, ffi::RemainingRets rets) {
+                       ffi::Span<const int64_t> shared, int64_t stride, bool affine,
+                       double epsilon, int64_t wanted, ffi::RemainingArgs args,
+                       ffi::RemainingRets rets) {
   const size_t size = args.size();
   const auto last = [&](size_t i) { return args.get<Buffer>(size - i).value(); };
   return WithType(last(1), [&](auto zero) {
@@ -227,22 +282,22 @@ ffi::Error RunBackward(ffi::ThreadPool pool, ffi::Span<const int64_t> plan,
     const auto result = [&](size_t i) {
       return static_cast<T*>((*rets.get<Buffer>(i))->untyped_data());
     };
-    const Setup setup{plan, normalised, affine, epsilon};
+    const Setup setup{plan, shared, stride, affine, epsilon};
     // Arranged as in the forward pass, where z and moments were written; here they are read.
-    const Mixed<T> m = Arrange<T>(setup, args, 0, const_cast<T*>(In<T>(last(3))),
-                                  const_cast<T*>(In<T>(last(2))));
-    Gradients<T> to{nullptr, result(0), {}, {}};
+    Mixed<T> m = Arrange<T>(setup, args, 0, const_cast<T*>(In<T>(last(3))),
+                            const_cast<T*>(In<T>(last(2))));
+    Entrance<T> in(m.lanes, m.batch);
+    const T* gradient = in.Take(In<T>(last(1)), m.Rows(), m.numbers / m.batch);
+    Enter(m, in), in.Run(pool);
+    Gradients<T> to{nullptr, result(0), {}};
     T* scratch = nullptr;
     if (wanted >= 1) {
       scratch = result(1), to.x = result(2);
-      for (size_t i = 0; i < normalised.size(); ++i) to.shared.push_back(result(3 + i));
     }
     if (wanted >= 2) {
-      for (size_t i = 3 + normalised.size(); i < rets.size(); ++i) {
-        to.stages.push_back(result(i));
-      }
+      for (size_t i = 3; i < rets.size(); ++i) to.stages.push_back(result(i));
     }
-    Backward(pool, m, In<T>(last(1)), affine, to, scratch);
+    Backward(pool, m, gradient, affine, to, scratch);
   });
 }
 
@@ -252,7 +307,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(MixedForward, RunForward,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Attr<ffi::Span<const int64_t>>("plan")
-                                  .Attr<ffi::Span<const int64_t>>("normalised")
+                                  .Attr<ffi::Span<const int64_t>>("shared")
+                                  .Attr<int64_t>("stride")
                                   .Attr<bool>("affine")
                                   .Attr<double>("epsilon")
                                   .RemainingArgs()
@@ -264,7 +320,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(MixedBackward, RunBackward,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Attr<ffi::Span<const int64_t>>("plan")
-                                  .Attr<ffi::Span<const int64_t>>("normalised")
+                                  .Attr<ffi::Span<const int64_t>>("shared")
+                                  .Attr<int64_t>("stride")
                                   .Attr<bool>("affine")
                                   .Attr<double>("epsilon")
                                   .Attr<int64_t>("wanted")

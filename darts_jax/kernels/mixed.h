@@ -1,5 +1,6 @@
 // The mixed operations of the n edges that leave one source state, whole: chains of stages,
-// values that the edges share, their batch norms, and the weighted sum; and its gradient.
+// values that the edges share (pools of the state, or itself), their batch norms, and the
+// weighted sum; and its gradient.
 //
 //   mixed[e] = sum over p of weights[e, p] * (scale_p * normalised(z_p[e]) + shift_p)
 //
@@ -14,16 +15,20 @@
 
 #include "buffers.h"
 #include "dual.h"
+#include "pooling.h"
+#include "shuffle.h"
 #include "stage.h"
 
 namespace planes {
 
-// The operands in order: x [C, B, H, W], weights [n, P], the shared values [C', B, H', W'],
-// and for every stage of every chain taps [n, K, K, C], mix [n, C, C'] and, if `affine`,
-// scale and shift [n, C'] of the norm after it. `plan` holds (number of stages, then
-// stride and dilation of each) for every chain, `normalised` a flag for every shared value.
+// The operands in order: x [C, B, H, W], weights [n, P] of the chains, then of the shared
+// values, and for every stage of every chain taps [n, K, K, C], mix [n, C, C'] and, if
+// `affine`, scale and shift [n, C'] of the norm after it. `plan` holds (number of stages, then
+// stride and dilation of each) for every chain, `shared` (Pool, whether a norm follows) for
+// every shared value, and the pools have a stride.
 struct Setup {
-  ffi::Span<const int64_t> plan, normalised;
+  ffi::Span<const int64_t> plan, shared;
+  int64_t stride;
   bool affine;
   double epsilon;
 };
@@ -67,7 +72,8 @@ struct Link {  // a stage in its chain
 template <typename T>
 struct Branch {
   std::vector<Link<T>> links;  // none: a shared value
-  const T* z;                  // of the last link, or shared
+  Pool pool;                   // that it is
+  T* z;                        // of the last link, or shared
   Norm<T> norm;                // of it; no rows: none
   int64_t rows;                // of z
 };
@@ -77,8 +83,11 @@ struct Mixed {
   const T *x, *weights;
   int64_t channels, pixels;                // of x: numbers of a channel
   int64_t edges, out_channels, numbers;    // of the result: numbers of a row
+  int64_t batch;
   std::vector<Branch<T>> branches;
   double epsilon;
+  bool lanes;  // whether all stages work in the order of lanes, and all arrays lie in it
+  Pooling<T> pooling;
 
   int64_t Rows() const { return edges * out_channels; }
   // Of the longest chain, and at least one: shared values have moments too.
@@ -101,14 +110,15 @@ Mixed<T> Arrange(const Setup& setup, ffi::RemainingArgs args, size_t first, T* z
   const auto image = operand(0).dimensions(), weights = operand(1).dimensions();
   Mixed<T> m;
   m.x = of(0), m.weights = of(1);
-  m.channels = image[0], m.pixels = image[1] * image[2] * image[3];
+  m.channels = image[0], m.pixels = image[1] * image[2] * image[3], m.batch = image[1];
   m.edges = weights[0], m.epsilon = setup.epsilon;
+  m.lanes = setup.plan.size() > 0;
   const auto norm_of = [&](const T* scale, const T* shift, int64_t rows) {
     const Norm<T> norm{scale, shift, rows, moments, moments + rows};
     moments += 2 * rows;
     return norm;
   };
-  size_t next = 2 + setup.normalised.size();
+  size_t next = 2;
   for (size_t at = 0; at < setup.plan.size();) {
     Branch<T> branch;
     int64_t channels = image[0], height = image[2], width = image[3], inputs = 1;
@@ -120,7 +130,8 @@ Mixed<T> Arrange(const Setup& setup, ffi::RemainingArgs args, size_t first, T* z
       const Norm<T> norm = norm_of(affine ? of(next + 2) : nullptr,
                                    affine ? of(next + 3) : nullptr, stage.Rows());
       const Link<T> link{stage, {of(next), of(next + 1)}, norm, z};
-      z += link.stage.Rows() * image[1] * link.stage.out;
+      m.lanes = m.lanes && FitsLanes<T>(stage);
+      z += stage.Rows() * image[1] * stage.out;
       next += affine ? 4 : 2;
       inputs = m.edges, channels = mix[2];
       height = link.stage.out_height, width = link.stage.out_width;
@@ -131,16 +142,41 @@ Mixed<T> Arrange(const Setup& setup, ffi::RemainingArgs args, size_t first, T* z
     m.out_channels = channels, m.numbers = image[1] * height * width;
     m.branches.push_back(branch);
   }
-  for (size_t i = 0; i < setup.normalised.size(); ++i) {
-    const auto value = operand(2 + i).dimensions();
-    m.out_channels = value[0], m.numbers = value[1] * value[2] * value[3];
+  m.pooling = Pooling<T>(image[2], image[3], setup.stride, m.lanes ? Vector<T>::kLanes : 1);
+  for (size_t i = 0; i < setup.shared.size(); i += 2) {
+    m.out_channels = image[0];
+    m.numbers = image[1] * m.pooling.out_height * m.pooling.out_width;
     Branch<T> branch;
-    branch.z = of(2 + i), branch.rows = value[0];
-    branch.norm = setup.normalised[i] ? norm_of(nullptr, nullptr, value[0])
+    branch.pool = static_cast<Pool>(setup.shared[i]);
+    branch.z = z, branch.rows = image[0];
+    if (branch.pool == Pool::kIdentity) {
+      branch.z = const_cast<T*>(m.x);
+    } else {
+      z += image[0] * m.numbers;
+    }
+    branch.norm = setup.shared[i + 1] ? norm_of(nullptr, nullptr, image[0])
                                       : Norm<T>{nullptr, nullptr, 0, nullptr, nullptr};
     m.branches.push_back(branch);
   }
   return m;
+}
+
+// x in the order that the stages work in.
+template <typename T>
+void Enter(Mixed<T>& m, Entrance<T>& in) {
+  m.x = in.Take(m.x, m.channels, m.pixels / m.batch);
+  for (Branch<T>& branch : m.branches) {
+    if (branch.links.empty() && branch.pool == Pool::kIdentity) {
+      branch.z = const_cast<T*>(m.x);
+    }
+  }
+}
+
+// Calls f with where each group of a channel's images begins in x and in a pool.
+template <typename T, typename F>
+void ForGroups(const Mixed<T>& m, F f) {
+  const int64_t groups = m.batch / m.pooling.lanes;
+  for (int64_t i = 0; i < groups; ++i) f(i * m.pooling.In(), i * m.pooling.Out());
 }
 
 // What link i of a chain reads; `maps` keeps its scales and shifts.
@@ -179,6 +215,16 @@ void Combine(const std::vector<const T*>& from, const std::vector<T>& factors, T
     for (size_t p = 0; p < from.size(); ++p) sum += factors[p] * from[p][i];
     to[i] = sum;
   }
+}
+
+// The same to a row of a result, in the program's order.
+template <typename T>
+void CombineRow(const Mixed<T>& m, const std::vector<const T*>& from,
+                const std::vector<T>& factors, T constant, int64_t count, T* to) {
+  if (!m.lanes) return Combine(from, factors, constant, count, to);
+  Recycled<T> row(count, false);
+  Combine(from, factors, constant, count, row.data());
+  ShuffleRow<T, false>(row.data(), m.batch, count / m.batch, to);
 }
 
 // The sums of gradient * z [P, rows] of every branch and of the gradient [rows]: the gradient

@@ -29,29 +29,39 @@ class Stage(NamedTuple):
     dilation: int
 
 
-class Branches(NamedTuple):
-    """What is mixed: chains of one or two stages, then values that the edges share.
+class Shared(NamedTuple):
+    """What is the same for all edges: the source state itself, or a 3x3 pool of it."""
 
-    normalised: of each shared value, whether a batch norm follows.
-    """
+    kind: str  # in KINDS
+    normalised: bool  # whether a batch norm follows
+
+
+KINDS = ("identity", "max_pool", "avg_pool")  # in the order of pooling.h
+
+
+class Branches(NamedTuple):
+    """What is mixed: chains of one or two stages, then values that the edges share."""
 
     chains: tuple[tuple[Stage, ...], ...]
-    normalised: tuple[bool, ...] = ()
+    shared: tuple[Shared, ...] = ()
+    stride: int = 1  # of the pools
 
 
 class Operands(NamedTuple):
     """What a mixed operation is a function of."""
 
     x: jax.Array  # [C, B, H, W], the source state
-    shared: tuple[jax.Array, ...]  # [C', B, H', W'] each: pools of x, or x itself
     weights: jax.Array  # [n, P], of the chains, then of the shared values
     kernels: tuple[tuple[StageKernels, ...], ...]  # [chain][stage]
 
 
 class Kept(NamedTuple):
-    """What the gradient needs beside the operands: every branch's, one after another."""
+    """What the gradient needs beside the operands: every branch's, one after another.
 
-    z: jax.Array  # before each batch norm
+    Where stages work on small images, z lies in an order of their own (lanes.h).
+    """
+
+    z: jax.Array  # before each batch norm, and the pools
     moments: jax.Array  # mean and biased variance of each batch norm
 
 
@@ -73,7 +83,9 @@ def _result_shape(operands: Operands, branches: Branches) -> tuple[int, ...]:
     chains = _z_shapes(operands, branches)
     if chains:
         return chains[0][-1]
-    return (len(operands.weights), *operands.shared[0].shape)
+    channels, batch, *image = operands.x.shape
+    image = [-(-size // branches.stride) for size in image]
+    return (len(operands.weights), channels, batch, *image)
 
 
 def _attributes(
@@ -83,22 +95,19 @@ def _attributes(
     for stages in branches.chains:
         assert 1 <= len(stages) <= 2, "the kernel's scratch array is for two stages"
         plan += [len(stages), *(number for stage in stages for number in stage)]
+    shared = [n for s in branches.shared for n in (KINDS.index(s.kind), s.normalised)]
     affine = bool(operands.kernels) and operands.kernels[0][0].scale is not None
     return {
         "plan": np.array(plan, np.int64),
-        "normalised": np.array(branches.normalised, np.int64),
+        "shared": np.array(shared, np.int64),
+        "stride": np.int64(branches.stride),
         "affine": affine,
         "epsilon": np.float64(epsilon),
     }
 
 
 def _flat(operands: Operands) -> list[jax.Array]:
-    return [
-        operands.x,
-        operands.weights,
-        *operands.shared,
-        *jax.tree.leaves(operands.kernels),
-    ]
+    return [operands.x, operands.weights, *jax.tree.leaves(operands.kernels)]
 
 
 def mixed_forward(
@@ -110,16 +119,15 @@ def mixed_forward(
     """
     dtype, shapes = operands.x.dtype, _z_shapes(operands, branches)
     rows = [shape[0] * shape[1] for chain in shapes for shape in chain]
-    rows += [
-        len(value)
-        for value, normalised in zip(operands.shared, branches.normalised, strict=True)
-        if normalised
-    ]
+    rows += [len(operands.x) for shared in branches.shared if shared.normalised]
+    result = _result_shape(operands, branches)
+    pools = sum(shared.kind != "identity" for shared in branches.shared)
     size = sum(int(np.prod(shape)) for chain in shapes for shape in chain)
+    size += pools * int(np.prod(result[1:]))
     mixed, *kept = call(
         "MixedForward",
         (
-            jax.ShapeDtypeStruct(_result_shape(operands, branches), dtype),
+            jax.ShapeDtypeStruct(result, dtype),
             jax.ShapeDtypeStruct((size,), dtype),
             jax.ShapeDtypeStruct((2 * sum(rows),), dtype),
         ),
@@ -138,8 +146,8 @@ def moments_of(operands: Operands, branches: Branches, moments: jax.Array) -> An
     # Stopped as a whole: what follows is then traced without its derivatives.
     moments = lax.stop_gradient(moments)
     shapes: list[Any] = [[z[:2] for z in c] for c in _z_shapes(operands, branches)]
-    for value, normalised in zip(operands.shared, branches.normalised, strict=True):
-        shapes.append([(1, len(value))] if normalised else [])
+    for shared in branches.shared:
+        shapes.append([(1, len(operands.x))] if shared.normalised else [])
     found, at = [], 0
     for chain in shapes:
         pairs = []
@@ -188,13 +196,13 @@ def mixed_backward(
         kept: by `mixed_forward`.
         gradient: `[n, C', B, H', W']`, of the sum.
         epsilon: added to the variances.
-        wanted: 0: only of the weights; 1: of x and the shared values too; 2: of all.
+        wanted: 0: only of the weights; 1: of x too; 2: of all.
     """
 
     results = [_like(operands.weights)]
     if wanted >= 1:
         results.append(_scratch(operands, branches))
-        results += map(_like, (operands.x, *operands.shared))
+        results.append(_like(operands.x))
     if wanted >= 2:
         results += map(_like, jax.tree.leaves(operands.kernels))
     found = call(
@@ -206,13 +214,12 @@ def mixed_backward(
         **_attributes(operands, branches, epsilon),
         wanted=np.int64(wanted),
     )
-    end = 3 + len(operands.shared)
     gradients: Any = jax.tree.map(lambda _: None, operands)
     gradients = gradients._replace(weights=found[0])
     if wanted >= 1:
-        gradients = gradients._replace(x=found[2], shared=tuple(found[3:end]))
+        gradients = gradients._replace(x=found[2])
     if wanted >= 2:
-        kernels = jax.tree.unflatten(jax.tree.structure(operands.kernels), found[end:])
+        kernels = jax.tree.unflatten(jax.tree.structure(operands.kernels), found[3:])
         gradients = gradients._replace(kernels=kernels)
     return gradients
 
@@ -251,15 +258,15 @@ def mixed_backward_tangent(
     tangents: of operands, what is kept, and the gradient.
     """
     changes, kept_changes, gradient_change = tangents
-    _, weights, x, *shared = call(
+    _, weights, x = call(
         "MixedBackwardTangent",
         (
             _scratch(operands, branches, 2),
-            *map(_like, (operands.weights, operands.x, *operands.shared)),
+            *map(_like, (operands.weights, operands.x)),
         ),
         *(*_flat(operands), *kept, gradient),
         *(*_flat(changes), *kept_changes, gradient_change),
         **_attributes(operands, branches, epsilon),
     )
     none: Any = jax.tree.map(lambda _: None, operands)
-    return none._replace(weights=weights, x=x, shared=tuple(shared))
+    return none._replace(weights=weights, x=x)

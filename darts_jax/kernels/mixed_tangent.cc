@@ -69,10 +69,20 @@ void MomentTangents(const Norm<T>& norm, const Norm<T>& t, int64_t count, const 
 
 template <typename T>
 void SharedTangents(ffi::ThreadPool& pool, const MixedPair<T>& pair, size_t p) {
-  const Branch<T> &branch = pair.m.branches[p], &branch_t = pair.t.branches[p];
-  const int64_t numbers = pair.m.numbers;
+  const Mixed<T> &m = pair.m, &t = pair.t;
+  const Branch<T> &branch = m.branches[p], &branch_t = t.branches[p];
+  const int64_t numbers = m.numbers;
   std::vector<double> sums(branch.rows), products(branch.rows);
   ParallelFor(pool, branch.rows, 1, [&, numbers](int64_t row, int64_t) {
+    if (branch.pool != Pool::kIdentity) {
+      Recycled<T> room(m.pooling.Room(), false);
+      const T *x = m.x + row * m.pixels, *x_t = t.x + row * m.pixels;
+      ForGroups(m, [&](int64_t in, int64_t out) {
+        m.pooling.Tangent(branch.pool, x + in, x_t + in, branch_t.z + row * numbers + out,
+                          room.data());
+      });
+    }
+    if (!branch.norm.rows) return;
     for (int64_t at = row * numbers; at < (row + 1) * numbers; at += kPiece) {
       const T *z = branch.z + at, *z_t = branch_t.z + at;
       const int64_t count = std::min(kPiece, (row + 1) * numbers - at);
@@ -103,7 +113,7 @@ void WeightedSumTangent(ffi::ThreadPool& pool, const MixedPair<T>& pair, T* mixe
       from.push_back(m.branches[p].z + own * m.numbers), factors.push_back(factor.tangent);
       from.push_back(pair.t.branches[p].z + own * m.numbers), factors.push_back(factor.value);
     }
-    Combine(from, factors, constant.tangent, m.numbers, mixed_t + row * m.numbers);
+    CombineRow(m, from, factors, constant.tangent, m.numbers, mixed_t + row * m.numbers);
   });
 }
 
@@ -116,14 +126,14 @@ void Forward(ffi::ThreadPool& pool, const MixedPair<T>& pair, T* mixed_t) {
       const Link<T>& link = branch.links[i];
       const Link<T>& link_t = pair.t.branches[p].links[i];
       std::vector<double> sums(link.norm.rows), products(link.norm.rows);
-      WithTiles<T>(link.stage, [&](const auto& tiles) {
+      WithTiles<T>(link.stage, pair.m.lanes, [&](const auto& tiles) {
         StageTangent(pool, tiles, PairOf(pair, p, i, maps, maps_t), link.z, link_t.z,
                      sums.data(), products.data());
       });
       MomentTangents(link.norm, link_t.norm, link.stage.batch * link.stage.out, sums.data(),
                      products.data());
     }
-    if (branch.links.empty() && branch.norm.rows) SharedTangents(pool, pair, p);
+    if (branch.links.empty()) SharedTangents(pool, pair, p);
   }
   WeightedSumTangent(pool, pair, mixed_t);
 }
@@ -165,11 +175,11 @@ CoefficientsPair<T> ThroughLastNorm(const MixedPair<T>& pair, size_t p, const T*
   return into;
 }
 
-// `scratch` has room for twice the input of the second stage.
+// Adds to dx_t; `scratch` has room for twice the input of the second stage.
 template <typename T>
 void ThroughChain(ffi::ThreadPool& pool, const MixedPair<T>& pair, size_t p,
                   CoefficientsPair<T> into, const T* gradient, const T* gradient_t, T* dx_t,
-                  bool add, T* scratch) {
+                  T* scratch) {
   const Branch<T> &branch = pair.m.branches[p], &branch_t = pair.t.branches[p];
   std::vector<T> maps, maps_t;
   for (size_t i = branch.links.size(); i-- > 0;) {
@@ -177,14 +187,14 @@ void ThroughChain(ffi::ThreadPool& pool, const MixedPair<T>& pair, size_t p,
     std::vector<T> sums(4 * s.Inputs());
     T *dscale = sums.data(), *dshift = dscale + s.Inputs(), *dscale_t = dshift + s.Inputs(),
       *dshift_t = dscale_t + s.Inputs(), *between_t = scratch + s.Inputs() * s.batch * s.in;
-    StageGradientsPair<T> found{nullptr, dx_t, add, nullptr, nullptr, nullptr, nullptr};
+    StageGradientsPair<T> found{nullptr, dx_t, true, nullptr, nullptr, nullptr, nullptr};
     if (i) found = {scratch, between_t, false, dscale, dshift, dscale_t, dshift_t};
     const auto& c = into;
     const Incoming<T> incoming{branch.links[i].z, gradient, c.value.a.data(),
                                c.value.alpha.data(), c.value.beta.data()};
     const Incoming<T> incoming_t{branch_t.links[i].z, gradient_t, c.tangent.a.data(),
                                  c.tangent.alpha.data(), c.tangent.beta.data()};
-    WithTiles<T>(s, [&](const auto& tiles) {
+    WithTiles<T>(s, pair.m.lanes, [&](const auto& tiles) {
       StageBackwardTangent(pool, tiles, PairOf(pair, p, i, maps, maps_t), incoming, incoming_t,
                            found);
     });
@@ -201,13 +211,14 @@ void ThroughChain(ffi::ThreadPool& pool, const MixedPair<T>& pair, size_t p,
   }
 }
 
+// Adds to dx_t what the gradient of a shared value sends it.
 template <typename T>
-void ToShared(ffi::ThreadPool& pool, const MixedPair<T>& pair, size_t p,
-              const CoefficientsPair<T>& into, const T* gradient, const T* gradient_t,
-              T* dshared_t) {
+void ThroughShared(ffi::ThreadPool& pool, const MixedPair<T>& pair, size_t p,
+                   const CoefficientsPair<T>& into, const T* gradient, const T* gradient_t,
+                   T* dx_t) {
   const Mixed<T>& m = pair.m;
   const Branch<T> &branch = m.branches[p], &branch_t = pair.t.branches[p];
-  ParallelFor(pool, branch.rows, 1, [&, gradient, gradient_t, dshared_t](int64_t own, int64_t) {
+  ParallelFor(pool, branch.rows, 1, [&, gradient, gradient_t, dx_t](int64_t own, int64_t) {
     std::vector<const T*> from;
     std::vector<T> factors;
     Dual<T> alpha, beta;
@@ -219,14 +230,23 @@ void ToShared(ffi::ThreadPool& pool, const MixedPair<T>& pair, size_t p,
     }
     from.push_back(branch.z + own * m.numbers), factors.push_back(beta.tangent);
     from.push_back(branch_t.z + own * m.numbers), factors.push_back(beta.value);
-    Combine(from, factors, alpha.tangent, m.numbers, dshared_t + own * m.numbers);
+    Recycled<T> sent(m.numbers, false), room(m.pooling.Room(), false);
+    T *const dy_t = sent.data(), *const to = dx_t + own * m.pixels;
+    Combine(from, factors, alpha.tangent, m.numbers, dy_t);
+    if (branch.pool == Pool::kIdentity) {
+      for (int64_t i = 0; i < m.numbers; ++i) to[i] += dy_t[i];
+      return;
+    }
+    ForGroups(m, [&](int64_t in, int64_t out) {
+      m.pooling.Backward(branch.pool, m.x + own * m.pixels + in, dy_t + out, to + in,
+                         room.data());
+    });
   });
 }
 
 template <typename T>
 void Backward(ffi::ThreadPool& pool, const MixedPair<T>& pair, const T* gradient,
-              const T* gradient_t, T* dweights_t, T* dx_t, const std::vector<T*>& dshared_t,
-              T* scratch) {
+              const T* gradient_t, T* dweights_t, T* dx_t, T* scratch) {
   const Mixed<T>& m = pair.m;
   const int64_t rows = m.Rows();
   const size_t branches = m.branches.size();
@@ -237,59 +257,63 @@ void Backward(ffi::ThreadPool& pool, const MixedPair<T>& pair, const T* gradient
   GradientSums(pool, m, gradient, products.data(), sums.data());
   for (size_t i = 0; i < more.size(); ++i) products_t[i] += more[i];
   std::fill(dweights_t, dweights_t + m.edges * branches, T(0));
-  size_t shared = 0;
-  bool add = false;
+  Recycled<T> ordered(m.lanes ? m.channels * m.pixels : 0, false);
+  T* const dx = m.lanes ? ordered.data() : dx_t;
+  std::fill(dx, dx + m.channels * m.pixels, T(0));
   for (size_t p = 0; p < branches; ++p) {
     CoefficientsPair<T> into =
         ThroughLastNorm(pair, p, &products[p * rows], &products_t[p * rows], sums.data(),
                         sums_t.data(), dweights_t);
     if (m.branches[p].links.empty()) {
-      ToShared(pool, pair, p, into, gradient, gradient_t, dshared_t[shared++]);
-      continue;
+      ThroughShared(pool, pair, p, into, gradient, gradient_t, dx);
+    } else {
+      ThroughChain(pool, pair, p, std::move(into), gradient, gradient_t, dx, scratch);
     }
-    ThroughChain(pool, pair, p, std::move(into), gradient, gradient_t, dx_t, add, scratch);
-    add = true;
   }
-  if (!add) std::fill(dx_t, dx_t + m.channels * m.pixels, T(0));
+  if (!m.lanes) return;
+  RunJobs(pool, {ShuffleJob<T, false>(dx, m.channels, m.batch, m.pixels / m.batch, dx_t)});
 }
 
 // Arguments: the operands, z and moments, and the operands' tangents.
 ffi::Error RunForward(ffi::ThreadPool pool, ffi::Span<const int64_t> plan,
-                      ffi::Span<const int64_t> normalised, bool affine, double epsilon,
-                      ffi::RemainingArgs args, Result mixed_t, Result z_t, Result moments_t) {
+                      ffi::Span<const int64_t> shared, int64_t stride, bool affine,
+                      double epsilon, ffi::RemainingArgs args, Result mixed_t, Result z_t,
+                      Result moments_t) {
   return WithType(*mixed_t, [&](auto zero) {
     using T = decltype(zero);
-    const Setup setup{plan, normalised, affine, epsilon};
+    const Setup setup{plan, shared, stride, affine, epsilon};
     const size_t operands = (args.size() - 2) / 2;
     const auto read = [&](size_t i) { return const_cast<T*>(In<T>(*args.get<Buffer>(i))); };
-    const Mixed<T> m = Arrange<T>(setup, args, 0, read(operands), read(operands + 1));
-    const Mixed<T> t =
-        Arrange<T>(setup, args, operands + 2, Out<T>(z_t), Out<T>(moments_t));
+    Mixed<T> m = Arrange<T>(setup, args, 0, read(operands), read(operands + 1));
+    Mixed<T> t = Arrange<T>(setup, args, operands + 2, Out<T>(z_t), Out<T>(moments_t));
+    Entrance<T> in(m.lanes, m.batch);
+    Enter(m, in), Enter(t, in), in.Run(pool);
     Forward(pool, MixedPair<T>{m, t}, Out<T>(mixed_t));
   });
 }
 
 // Arguments: the operands, z, moments and the gradient; and the tangents of all of them.
-// Results: the tangents of the gradients of weights, x and the shared values, after a scratch
-// array.
+// Results: the tangents of the gradients of weights and x, after a scratch array.
 ffi::Error RunBackward(ffi::ThreadPool pool, ffi::Span<const int64_t> plan,
-                       ffi::Span<const int64_t> normalised, bool affine, double epsilon,
-                       ffi::RemainingArgs args, ffi::RemainingRets rets) {
+                       ffi::Span<const int64_t> shared, int64_t stride, bool affine,
+                       double epsilon, ffi::RemainingArgs args, ffi::RemainingRets rets) {
   return WithType(*args.get<Buffer>(0), [&](auto zero) {
     using T = decltype(zero);
-    const Setup setup{plan, normalised, affine, epsilon};
+    const Setup setup{plan, shared, stride, affine, epsilon};
     const size_t half = args.size() / 2, kept = half - 3;
     const auto read = [&](size_t i) { return const_cast<T*>(In<T>(*args.get<Buffer>(i))); };
     const auto result = [&](size_t i) {
       return static_cast<T*>((*rets.get<Buffer>(i))->untyped_data());
     };
-    const Mixed<T> m = Arrange<T>(setup, args, 0, read(kept), read(kept + 1));
-    const Mixed<T> t =
-        Arrange<T>(setup, args, half, read(half + kept), read(half + kept + 1));
-    std::vector<T*> shared;
-    for (size_t i = 0; i < normalised.size(); ++i) shared.push_back(result(3 + i));
-    Backward(pool, MixedPair<T>{m, t}, read(kept + 2), read(half + kept + 2), result(1),
-             result(2), shared, result(0));
+    Mixed<T> m = Arrange<T>(setup, args, 0, read(kept), read(kept + 1));
+    Mixed<T> t = Arrange<T>(setup, args, half, read(half + kept), read(half + kept + 1));
+    Entrance<T> in(m.lanes, m.batch);
+    const auto take = [&](size_t i) {
+      return in.Take(read(i), m.Rows(), m.numbers / m.batch);
+    };
+    const T *gradient = take(kept + 2), *gradient_t = take(half + kept + 2);
+    Enter(m, in), Enter(t, in), in.Run(pool);
+    Backward(pool, MixedPair<T>{m, t}, gradient, gradient_t, result(1), result(2), result(0));
   });
 }
 
@@ -299,7 +323,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(MixedForwardTangent, RunForward,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Attr<ffi::Span<const int64_t>>("plan")
-                                  .Attr<ffi::Span<const int64_t>>("normalised")
+                                  .Attr<ffi::Span<const int64_t>>("shared")
+                                  .Attr<int64_t>("stride")
                                   .Attr<bool>("affine")
                                   .Attr<double>("epsilon")
                                   .RemainingArgs()
@@ -311,7 +336,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(MixedBackwardTangent, RunBackward,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Attr<ffi::Span<const int64_t>>("plan")
-                                  .Attr<ffi::Span<const int64_t>>("normalised")
+                                  .Attr<ffi::Span<const int64_t>>("shared")
+                                  .Attr<int64_t>("stride")
                                   .Attr<bool>("affine")
                                   .Attr<double>("epsilon")
                                   .RemainingArgs()

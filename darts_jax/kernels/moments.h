@@ -3,7 +3,8 @@
 #ifndef DARTS_JAX_KERNELS_MOMENTS_H_
 #define DARTS_JAX_KERNELS_MOMENTS_H_
 
-#include "parallel.h"
+#include <algorithm>
+
 #include "vectors.h"
 
 namespace planes {
@@ -24,28 +25,26 @@ struct Moment {
   }
   template <typename T>
   void AddNumbers(const T* z, int64_t numbers) {
-    const T total = Sum<T>(numbers, [=](int64_t i, auto as) { return Read(z + i, as); });
-    const T centre = total / numbers;
-    const T squares = Sum<T>(numbers, [=](int64_t i, auto as) {
-      const auto deviation = Read(z + i, as) - centre;
-      return deviation * deviation;
+    // Around a number that is near the mean: no cancellation here either.
+    const int64_t first = std::min<int64_t>(numbers, Vector<T>::kLanes);
+    const T near = Sum<T>(first, [=](int64_t i, auto as) { return Read(z + i, as); }) / first;
+    const auto [total, squares] = TwoSums<T>(numbers, [=](int64_t i, auto as, auto& a, auto& b) {
+      const auto deviation = Read(z + i, as) - near;
+      a += deviation, b += deviation * deviation;
     });
-    Add(numbers, centre, squares);
+    Add(numbers, near + total / numbers, squares - total * total / numbers);
   }
 };
 
-// For every row: mean and biased variance.
+// Mean and biased variance.
 template <typename T>
-Job MomentsJob(int64_t rows, int64_t numbers, const T* x, T* mean, T* variance) {
-  const auto run = [=](int64_t row) {
-    Moment moment;
-    for (int64_t at = 0; at < numbers; at += kPiece) {
-      moment.AddNumbers(x + row * numbers + at, std::min(kPiece, numbers - at));
-    }
-    mean[row] = moment.mean;
-    variance[row] = moment.squares / moment.count;
-  };
-  return {rows, run, nullptr};
+void MomentsOf(const T* x, int64_t numbers, T* mean, T* variance) {
+  Moment moment;
+  for (int64_t at = 0; at < numbers; at += kPiece) {
+    moment.AddNumbers(x + at, std::min(kPiece, numbers - at));
+  }
+  *mean = moment.mean;
+  *variance = moment.squares / moment.count;
 }
 
 }  // namespace planes

@@ -2,6 +2,7 @@
 
 #include "buffers.h"
 #include "moments.h"
+#include "parallel.h"
 
 namespace {
 
@@ -41,7 +42,11 @@ ffi::Error RunMoments(ffi::ThreadPool pool, Buffer x, Result mean, Result varian
     using T = decltype(zero);
     const int64_t rows = mean->element_count();
     const int64_t numbers = x.element_count() / rows;
-    RunJobs(pool, {MomentsJob(rows, numbers, In<T>(x), Out<T>(mean), Out<T>(variance))});
+    const T* from = In<T>(x);
+    T *means = Out<T>(mean), *variances = Out<T>(variance);
+    ParallelFor(pool, rows, 1, [=](int64_t row, int64_t) {
+      MomentsOf(from + row * numbers, numbers, means + row, variances + row);
+    });
   });
 }
 

@@ -19,15 +19,17 @@ namespace planes {
 
 namespace ffi = xla::ffi;
 
+constexpr int kSpins = 64;  // looks at whether others are done, before it waits to be woken
+
 // Runs work(first, last) on every run of `chunk` numbers below `count`, spread over the
 // pool; returns when all are done.
 template <typename F>
 void ParallelFor(ffi::ThreadPool& pool, int64_t count, int64_t chunk, F work) {
   struct Shared {
     std::atomic<int64_t> next{0};
+    std::atomic<int64_t> finished{0};
     std::mutex mutex;
     std::condition_variable done;
-    int64_t finished = 0;
   };
   auto shared = std::make_shared<Shared>();
   // A helper that starts late finds no work left and touches only what it owns.
@@ -37,14 +39,16 @@ void ParallelFor(ffi::ThreadPool& pool, int64_t count, int64_t chunk, F work) {
     for (int64_t i; (i = shared->next.fetch_add(1)) < chunks; ++mine) {
       work(i * chunk, std::min(count, (i + 1) * chunk));
     }
-    if (mine == 0) return;
+    if (mine == 0 || shared->finished.fetch_add(mine) + mine < chunks) return;
     std::lock_guard<std::mutex> lock(shared->mutex);
-    shared->finished += mine;
-    if (shared->finished == chunks) shared->done.notify_all();
+    shared->done.notify_all();
   };
   const int64_t helpers = std::min<int64_t>(pool.num_threads(), chunks) - 1;
   for (int64_t i = 0; i < helpers; ++i) pool.Schedule([loop] { loop(); });
   loop();
+  // To be woken takes longer than most of what the others still do.
+  for (int i = 0; i < kSpins && shared->finished < chunks; ++i) std::this_thread::yield();
+  if (shared->finished == chunks) return;
   std::unique_lock<std::mutex> lock(shared->mutex);
   shared->done.wait(lock, [&] { return shared->finished == chunks; });
 }
@@ -90,30 +94,32 @@ inline int64_t NextJob() {
   return ++jobs;
 }
 
-// Returns this thread's array of `count` numbers: zeros when a job first asks for it, then
-// as the job's task before left it.
+// Returns this thread's array of `count` numbers, of which the first `zeros` are zeros when a
+// job first asks for it; all are then as the job's task before left them.
 template <typename T>
-T* Scratch(int64_t count, int64_t job) {
+T* Scratch(int64_t count, int64_t zeros, int64_t job) {
   thread_local std::vector<T> buffer;
   thread_local int64_t last = 0;
-  if (last != job) buffer.assign(count, T(0));
+  if (static_cast<int64_t>(buffer.size()) < count) buffer.resize(count);
+  if (last != job) std::fill(buffer.begin(), buffer.begin() + zeros, T(0));
   last = job;
   return buffer.data();
 }
 
 template <typename T>
 T* Scratch(int64_t count) {
-  return Scratch<T>(count, NextJob());
+  return Scratch<T>(count, count, NextJob());
 }
 
-// An array of zeros that goes back to its thread: in a heap that the compiler of the program
-// has left in pieces, an allocation of its size is a long search.
+// An array, of zeros unless told otherwise, that goes back to its thread: in a heap that the
+// compiler of the program has left in pieces, an allocation of its size is a long search.
 template <typename T>
 class Recycled {
  public:
-  explicit Recycled(int64_t count) {
+  explicit Recycled(int64_t count, bool zeros = true) {
     if (!Free().empty()) numbers_ = std::move(Free().back()), Free().pop_back();
-    numbers_.assign(count, T{});
+    if (static_cast<int64_t>(numbers_.size()) < count) numbers_.resize(count);
+    if (zeros) std::fill(numbers_.begin(), numbers_.begin() + count, T{});
   }
   Recycled(Recycled&&) = default;
   ~Recycled() {

@@ -52,12 +52,10 @@ struct Geometry {
   int64_t Mod(int64_t a) const { return ((a % stride) + stride) % stride; }
   int64_t Taps() const { return size * size; }
   int64_t Planes() const { return stride * stride; }
-  // Numbers of an input's channel, of an output's, of a group's outputs without gaps, and of
-  // what the functions of groups work in.
+  // Numbers of an input's channel, of an output's, of a group's outputs without gaps.
   int64_t Input() const { return Planes() * plane; }
   int64_t Output() const { return plane; }
   int64_t Row() const { return images * out_height * out_width; }
-  int64_t Temporary() const { return 0; }
   // The first output's place in a plane, the same of image i, and how far outputs reach.
   int64_t Start() const { return border * pitch + border; }
   int64_t Start(int64_t i) const { return Start() + i * (out_height + border) * pitch; }
@@ -261,23 +259,13 @@ Recycled<T> Transposed(const T* kernel, int64_t edges, int64_t size, int64_t kep
 // Groups of images: what lanes.h does in another way.
 
 template <typename T, typename F>
-void PackImages(const Geometry& g, const T* x, int64_t images, T* planes, T*, F f) {
+void PackImages(const Geometry& g, const T* x, int64_t images, T* planes, F f) {
   for (int64_t i = 0; i < images; ++i) Pack(g, x + i * g.height * g.width, planes, i, f);
 }
 
 template <typename T>
-void UnpackImages(const Geometry& g, const T* planes, int64_t images, T* x, T*) {
+void UnpackImages(const Geometry& g, const T* planes, int64_t images, T* x) {
   for (int64_t i = 0; i < images; ++i) Unpack(g, planes, x + i * g.height * g.width, i);
-}
-
-template <typename T>
-void ImagesToRow(const Geometry& g, const T* z, int64_t images, T* row, T*) {
-  if (z != row) std::copy(z, z + images * g.out_height * g.out_width, row);
-}
-
-template <typename T>
-void RowToImages(const Geometry& g, const T* row, int64_t images, T* z, T*) {
-  std::copy(row, row + images * g.out_height * g.out_width, z);
 }
 
 template <typename T>

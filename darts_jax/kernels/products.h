@@ -17,10 +17,11 @@ int64_t Pitch(int64_t count) {
   return count + Vector<T>::kLanes;
 }
 
-// z[r][p] = sum over k of m[r * row + k * column] * y[k][p] for kRows rows and two vectors.
+// z[r][p] = sum over k of m[r * row + k * column] * y[k][p] for kRows rows and two vectors; the
+// rows of z are `apart` numbers apart.
 template <typename T, int kRows>
 inline void MultiplyBlock(const T* m, int64_t row, int64_t column, int64_t inner, const T* y,
-                          int64_t pitch, T* z) {
+                          int64_t pitch, T* z, int64_t apart) {
   using V = typename Vector<T>::Type;
   constexpr int kLanes = Vector<T>::kLanes;
   V sum[kRows][2] = {};
@@ -33,28 +34,28 @@ inline void MultiplyBlock(const T* m, int64_t row, int64_t column, int64_t inner
     }
   }
   for (int r = 0; r < kRows; ++r) {
-    Store(z + r * pitch, sum[r][0]);
-    Store(z + r * pitch + kLanes, sum[r][1]);
+    Store(z + r * apart, sum[r][0]);
+    Store(z + r * apart + kLanes, sum[r][1]);
   }
 }
 
 template <typename T>
 void Multiply(const T* m, int64_t row, int64_t column, int64_t rows, int64_t inner,
-              const T* y, int64_t count, int64_t pitch, T* z) {
+              const T* y, int64_t count, int64_t pitch, T* z, int64_t apart) {
   // All rows of a block before the next block: its part of y stays in the nearest cache.
   for (int64_t p = 0; p < count; p += 2 * Vector<T>::kLanes) {
     for (int64_t r = 0; r < rows;) {
       const int64_t left = rows - r;
       const T* from = m + r * row;
-      T* to = z + r * pitch + p;
+      T* to = z + r * apart + p;
       if (left == 6 || left > 8) {
-        MultiplyBlock<T, 6>(from, row, column, inner, y + p, pitch, to);
+        MultiplyBlock<T, 6>(from, row, column, inner, y + p, pitch, to, apart);
         r += 6;
       } else if (left >= 4) {
-        MultiplyBlock<T, 4>(from, row, column, inner, y + p, pitch, to);
+        MultiplyBlock<T, 4>(from, row, column, inner, y + p, pitch, to, apart);
         r += 4;
       } else {
-        MultiplyBlock<T, 1>(from, row, column, inner, y + p, pitch, to);
+        MultiplyBlock<T, 1>(from, row, column, inner, y + p, pitch, to, apart);
         r += 1;
       }
     }

@@ -7,7 +7,8 @@
 //   y[e] = depthwise(u[i], taps[e]);  z[e, c'] = sum over c of mix[e, c, c'] * y[e, c]
 //
 // A task takes an image, or a group of small ones, through all of it, so that everything but
-// x and z stays in the second-level cache. Tasks sum kernel gradients and moments apart, and
+// x and z stays in the second-level cache; x, z and what comes back lie in the order of lanes
+// for a whole call where all its stages work in it (shuffle.h). Tasks sum kernel gradients and moments apart, and
 // those sums are added in the tasks' order: the number of threads changes no bit.
 
 #ifndef DARTS_JAX_KERNELS_STAGE_H_
@@ -69,17 +70,27 @@ struct Tiles : Stage {
     return (least + g.images - 1) / g.images * g.images;
   }
   int64_t Chunks() const { return (batch + Chunk() - 1) / Chunk(); }
+  // How many of a task's `count` numbers must be zeros before its first group: the planes,
+  // which come first, and the ends of rows where they are no whole blocks.
+  int64_t Zeros(int64_t planes, int64_t count) const {
+    return padded == g.Row() ? planes : count;
+  }
   // The taps that are seen, [n, C, taps].
   Recycled<T> Values(const T* taps) const {
     return Transposed(taps, edges, size, g.size, channels);
   }
 };
 
-// Calls f with the tiles that suit a stage.
+template <typename T>
+bool FitsLanes(const Stage& s) {
+  return Lanes<T>::Fit(s.batch, s.height, s.width, s.out, s.Seen());
+}
+
+// Calls f with the tiles of a stage.
 template <typename T, typename F>
-void WithTiles(const Stage& s, F f) {
+void WithTiles(const Stage& s, bool lanes, F f) {
   const int64_t seen = s.Seen();
-  if (Lanes<T>::Fit(s.batch, s.in, s.out, seen)) {
+  if (lanes) {
     f(Tiles<T, Lanes<T>>(s, Lanes<T>(s.height, s.width, seen, s.stride, s.dilation)));
     return;
   }
@@ -104,9 +115,9 @@ struct StageKernels {
 // u of some images, from image b on, of one channel.
 template <typename T, typename G>
 void PackRectified(const Tiles<T, G>& s, const StageInput<T>& from, int64_t row, int64_t b,
-                   int64_t images, T* planes, T* temporary) {
+                   int64_t images, T* planes) {
   const T scale = from.scale[row], shift = from.shift[row];
-  PackImages(s.g, from.x + (row * s.batch + b) * s.in, images, planes, temporary,
+  PackImages(s.g, from.x + (row * s.batch + b) * s.in, images, planes,
              [=](T value) {
                value = scale * value + shift;
                return value > 0 ? value : T(0);
@@ -121,31 +132,32 @@ void ForwardOfImages(const Tiles<T, G>& s, const StageInput<T>& from, const T* v
   const G& g = s.g;
   const int64_t edges = s.EdgesOfInput(), group = g.images;
   const int64_t count = g.Input() + edges * g.Output() +
-                        (edges * s.channels + s.out_channels) * s.pitch + g.Temporary();
-  T* planes = Scratch<T>(count, job);
+                        (edges * s.channels + s.out_channels) * s.pitch;
+  T* planes = Scratch<T>(count, s.Zeros(g.Input() + edges * g.Output(), count), job);
   T* results = planes + g.Input();
   T* y = results + edges * g.Output();  // [edges, C, pitch]
   T* product = y + edges * s.channels * s.pitch;
-  T* temporary = product + s.out_channels * s.pitch;
   for (int64_t b = first; b < last; b += group) {
     const int64_t images = std::min(group, last - b);
     if (images < group) std::fill(planes, planes + count, T(0));
     for (int64_t i = 0; i < s.inputs; ++i) {
       for (int64_t c = 0; c < s.channels; ++c) {
         const int64_t row = i * s.channels + c;
-        PackRectified(s, from, row, b, images, planes, temporary);
+        PackRectified(s, from, row, b, images, planes);
         Depthwise(g, planes, values + row * g.Taps(), s.channels * g.Taps(), edges, images,
                   y + c * s.pitch, s.channels * s.pitch, results);
       }
       for (int64_t e = 0; e < edges; ++e) {
         const int64_t edge = i + e;
+        T* const to = z + (edge * s.out_channels * s.batch + b) * s.out;
+        const int64_t apart = s.batch * s.out;
+        const bool whole = s.padded == images * s.out;  // else a block goes beyond the row
         Multiply(mix + edge * s.channels * s.out_channels, 1, s.out_channels, s.out_channels,
-                 s.channels, y + e * s.channels * s.pitch, s.padded, s.pitch, product);
+                 s.channels, y + e * s.channels * s.pitch, s.padded, s.pitch,
+                 whole ? to : product, whole ? apart : s.pitch);
         for (int64_t c = 0; c < s.out_channels; ++c) {
-          const int64_t row = edge * s.out_channels + c;
-          T* to = z + (row * s.batch + b) * s.out;
-          RowToImages(g, product + c * s.pitch, images, to, temporary);
-          moment[row].AddNumbers(to, images * s.out);
+          if (!whole) std::copy_n(product + c * s.pitch, images * s.out, to + c * apart);
+          moment[edge * s.out_channels + c].AddNumbers(to + c * apart, images * s.out);
         }
       }
     }

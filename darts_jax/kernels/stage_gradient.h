@@ -40,8 +40,7 @@ struct Workspace {
   T *results;          // a plane for every edge of an input
   T *y, *dz, *dy;      // [edges of an input, C, pitch], [C', pitch], [C, pitch]
   T *back;             // an input's images without gaps
-  T *temporary;
-  int64_t count;
+  int64_t count, zeros;
 
   static Workspace In(const Tiles<T, G>& s, T* at) {
     const int64_t planes = s.channels * s.g.Input();
@@ -53,12 +52,13 @@ struct Workspace {
     w.dz = w.y + s.EdgesOfInput() * s.channels * s.pitch;
     w.dy = w.dz + s.out_channels * s.pitch;
     w.back = w.dy + s.channels * s.pitch;
-    w.temporary = w.back + s.g.images * s.in;
-    w.count = w.temporary + s.g.Temporary() - at;
+    w.count = w.back + s.g.images * s.in - at;
+    w.zeros = s.Zeros(w.y - at, w.count);
     return w;
   }
-  static int64_t Count(const Tiles<T, G>& s) {
-    return In(s, static_cast<T*>(nullptr)).count;
+  static Workspace Of(const Tiles<T, G>& s, int64_t job) {
+    const Workspace sizes = In(s, static_cast<T*>(nullptr));
+    return In(s, Scratch<T>(sizes.count, sizes.zeros, job));
   }
 };
 
@@ -89,19 +89,17 @@ void BackwardOfInput(const Tiles<T, G>& s, int64_t i, int64_t b, int64_t images,
       const T *z = into.z + (row * s.batch + b) * s.out,
               *gradient = into.gradient + (row * s.batch + b) * s.out;
       const T a = into.a[row], alpha = into.alpha[row], beta = into.beta[row];
-      T* row_of = w.dz + c * s.pitch;
-      T* to = g.Temporary() ? w.temporary : row_of;
+      T* to = w.dz + c * s.pitch;
       for (int64_t p = 0; p < images * s.out; ++p) {
         to[p] = a * gradient[p] + alpha + beta * z[p];
       }
-      ImagesToRow(g, to, images, row_of, w.temporary);
     }
     if (kernels) {
       AddOuter(w.y + (e - i) * s.channels * s.pitch, s.channels, w.dz, s.out_channels,
                s.padded, s.pitch, totals.mix + e * s.channels * s.out_channels);
     }
     Multiply(mix + e * s.channels * s.out_channels, s.out_channels, 1, s.channels,
-             s.out_channels, w.dz, s.padded, s.pitch, w.dy);
+             s.out_channels, w.dz, s.padded, s.pitch, w.dy, s.pitch);
     for (int64_t c = 0; c < s.channels; ++c) {
       const int64_t row = e * s.channels + c;
       RowToPlane(g, w.dy + c * s.pitch, images, w.results);
@@ -119,21 +117,18 @@ void LeaveInput(const Tiles<T, G>& s, const StageInput<T>& from, int64_t i, int6
   const int64_t row = i * s.channels + c, numbers = images * s.in;
   const T* x = from.x + (row * s.batch + b) * s.in;
   T *dx = to.x + (row * s.batch + b) * s.in, *back = w.back;
-  UnpackImages(s.g, w.du + c * s.g.Input(), images, back, w.temporary);
+  UnpackImages(s.g, w.du + c * s.g.Input(), images, back);
   const T scale = from.scale[row], shift = from.shift[row];
-  for (int64_t p = 0; p < numbers; ++p) {
-    back[p] = scale * x[p] + shift > 0 ? back[p] : T(0);
-  }
-  if (to.add) {
-    for (int64_t p = 0; p < numbers; ++p) dx[p] += scale * back[p];
-  } else {
-    for (int64_t p = 0; p < numbers; ++p) dx[p] = scale * back[p];
-  }
+  const bool add = to.add;
+  const auto [shifts, scales] =
+      TwoSums<T>(numbers, [=](int64_t p, auto as, auto& shifts, auto& scales) {
+        const auto value = Read(x + p, as);
+        const auto du = scale * value + shift > 0 ? Read(back + p, as) : as;
+        Write(dx + p, (add ? Read(dx + p, as) : as) + scale * du);
+        shifts += du, scales += du * value;
+      });
   if (!to.scale) return;
-  totals.shift[row] +=
-      Sum<T>(numbers, [=](int64_t p, auto as) { return Read(back + p, as); });
-  totals.scale[row] += Sum<T>(
-      numbers, [=](int64_t p, auto as) { return Read(back + p, as) * Read(x + p, as); });
+  totals.shift[row] += shifts, totals.scale[row] += scales;
 }
 
 // Adds up what the tasks found, in their order.
@@ -168,14 +163,13 @@ void BackwardOfImages(const Tiles<T, G>& s, const StageInput<T>& from, const T* 
                       const T* mix, const Incoming<T>& into, const StageGradients<T>& to,
                       int64_t first, int64_t last, int64_t job, const Totals<T, G>& totals) {
   const int64_t planes = s.g.Input(), group = s.g.images;
-  T* scratch = Scratch<T>(Workspace<T, G>::Count(s), job);
-  const Workspace<T, G> w = Workspace<T, G>::In(s, scratch);
+  const auto w = Workspace<T, G>::Of(s, job);
   for (int64_t b = first; b < last; b += group) {
     const int64_t images = std::min(group, last - b);
-    if (images < group) std::fill(scratch, scratch + w.count, T(0));
+    if (images < group) std::fill(w.u, w.u + w.count, T(0));
     for (int64_t i = 0; i < s.inputs; ++i) {
       for (int64_t c = 0; to.taps && c < s.channels; ++c) {
-        PackRectified(s, from, i * s.channels + c, b, images, w.u + c * planes, w.temporary);
+        PackRectified(s, from, i * s.channels + c, b, images, w.u + c * planes);
       }
       std::fill(w.du, w.du + s.channels * planes, T(0));
       BackwardOfInput(s, i, b, images, values, mix, to.taps != nullptr, into, w, totals);

@@ -21,7 +21,7 @@ struct StagePair {
 // uT of the images of one channel, into their planes; `row` has room for them.
 template <typename T, typename G>
 void PackTangent(const Tiles<T, G>& s, const StagePair<T>& p, int64_t channel, int64_t b,
-                 int64_t images, T* row, T* planes, T* temporary) {
+                 int64_t images, T* row, T* planes) {
   const T scale = p.from.scale[channel], shift = p.from.shift[channel];
   const T scale_t = p.from_t.scale[channel], shift_t = p.from_t.shift[channel];
   const T* x = p.from.x + (channel * s.batch + b) * s.in;
@@ -30,7 +30,7 @@ void PackTangent(const Tiles<T, G>& s, const StagePair<T>& p, int64_t channel, i
     const T tangent = scale_t * x[i] + scale * x_t[i] + shift_t;
     row[i] = scale * x[i] + shift > 0 ? tangent : T(0);
   }
-  PackImages(s.g, row, images, planes, temporary, [](T value) { return value; });
+  PackImages(s.g, row, images, planes, [](T value) { return value; });
 }
 
 // zT [n, C', B, H', W'], and the sums of zT and of z * zT over batch and image, [n, C'].
@@ -48,9 +48,8 @@ void StageTangent(ffi::ThreadPool& pool, const Tiles<T, G>& s, const StagePair<T
     const int64_t edges = s.EdgesOfInput(), group = g.images;
     const int64_t rows = edges * s.channels * s.pitch;
     const int64_t count = 2 * g.Input() + edges * g.Output() + 2 * rows +
-                          2 * s.out_channels * s.pitch + group * s.in +
-                          g.Temporary();
-    T* u = Scratch<T>(count, job);
+                          2 * s.out_channels * s.pitch + group * s.in;
+    T* u = Scratch<T>(count, s.Zeros(2 * g.Input() + edges * g.Output(), count), job);
     T* u_t = u + g.Input();
     T* results = u_t + g.Input();
     T* y = results + edges * g.Output();
@@ -58,7 +57,6 @@ void StageTangent(ffi::ThreadPool& pool, const Tiles<T, G>& s, const StagePair<T
     T* product = y_t + rows;
     T* product_t = product + s.out_channels * s.pitch;
     T* image = product_t + s.out_channels * s.pitch;
-    T* temporary = image + group * s.in;
     double* sum = part + first / s.Chunk() * 2 * s.Rows();
     for (int64_t b = first; b < last; b += group) {
       const int64_t images = std::min(group, last - b);
@@ -66,8 +64,8 @@ void StageTangent(ffi::ThreadPool& pool, const Tiles<T, G>& s, const StagePair<T
       for (int64_t i = 0; i < s.inputs; ++i) {
         for (int64_t c = 0; c < s.channels; ++c) {
           const int64_t row = i * s.channels + c, apart = s.channels * g.Taps();
-          PackRectified(s, p.from, row, b, images, u, temporary);
-          PackTangent(s, p, row, b, images, image, u_t, temporary);
+          PackRectified(s, p.from, row, b, images, u);
+          PackTangent(s, p, row, b, images, image, u_t);
           const int64_t at = row * g.Taps(), between = s.channels * s.pitch;
           T *to = y + c * s.pitch, *to_t = y_t + c * s.pitch;
           Depthwise(g, u, values + at, apart, edges, images, to, between, results);
@@ -78,16 +76,16 @@ void StageTangent(ffi::ThreadPool& pool, const Tiles<T, G>& s, const StagePair<T
           const int64_t mixes = (i + e) * s.channels * s.out_channels;
           const int64_t at = e * s.channels * s.pitch;
           Multiply(p.kernels_t.mix + mixes, 1, s.out_channels, s.out_channels, s.channels,
-                   y + at, s.padded, s.pitch, product);
+                   y + at, s.padded, s.pitch, product, s.pitch);
           Multiply(p.kernels.mix + mixes, 1, s.out_channels, s.out_channels, s.channels,
-                   y_t + at, s.padded, s.pitch, product_t);
+                   y_t + at, s.padded, s.pitch, product_t, s.pitch);
           for (int64_t c = 0; c < s.out_channels; ++c) {
             const int64_t row = (i + e) * s.out_channels + c, numbers = images * s.out;
             T *one = product + c * s.pitch, *other = product_t + c * s.pitch;
             const T* of = z + (row * s.batch + b) * s.out;
             T* to = z_t + (row * s.batch + b) * s.out;
             for (int64_t k = 0; k < g.Row(); ++k) one[k] += other[k];
-            RowToImages(g, one, images, to, temporary);
+            std::copy_n(one, numbers, to);
             sum[row] += Sum<T>(numbers, [=](int64_t k, auto as) { return Read(to + k, as); });
             sum[s.Rows() + row] += Sum<T>(numbers, [=](int64_t k, auto as) {
               return Read(to + k, as) * Read(of + k, as);
@@ -121,8 +119,7 @@ struct TangentWorkspace {
   T *plane, *plane_t;
   T *dz, *dz_t, *dy, *dy_t, *more;  // [C', pitch] twice, [C, pitch] three times
   T *back, *back_t;                 // an input's images without gaps
-  T *temporary, *temporary_t;
-  int64_t count;
+  int64_t count, zeros;
 
   static TangentWorkspace In(const Tiles<T, G>& s, T* at) {
     const int64_t planes = s.channels * s.g.Input();
@@ -139,9 +136,13 @@ struct TangentWorkspace {
     w.dy = take(s.channels * s.pitch), w.dy_t = take(s.channels * s.pitch);
     w.more = take(s.channels * s.pitch);
     w.back = take(s.g.images * s.in), w.back_t = take(s.g.images * s.in);
-    w.temporary = take(s.g.Temporary()), w.temporary_t = take(s.g.Temporary());
     w.count = at - start;
+    w.zeros = s.Zeros(w.dz - start, w.count);
     return w;
+  }
+  static TangentWorkspace Of(const Tiles<T, G>& s, int64_t job) {
+    const TangentWorkspace sizes = In(s, static_cast<T*>(nullptr));
+    return In(s, Scratch<T>(sizes.count, sizes.zeros, job));
   }
 };
 
@@ -159,21 +160,17 @@ void TangentOfInput(const Tiles<T, G>& s, int64_t i, int64_t b, int64_t images, 
       const T *z_t = into_t.z + at, *gradient_t = into_t.gradient + at;
       const T a = into.a[row], alpha = into.alpha[row], beta = into.beta[row];
       const T a_t = into_t.a[row], alpha_t = into_t.alpha[row], beta_t = into_t.beta[row];
-      T *row_of = w.dz + c * s.pitch, *row_t = w.dz_t + c * s.pitch;
-      T* to = g.Temporary() ? w.temporary : row_of;
-      T* to_t = g.Temporary() ? w.temporary_t : row_t;
+      T *to = w.dz + c * s.pitch, *to_t = w.dz_t + c * s.pitch;
       for (int64_t k = 0; k < images * s.out; ++k) {
         to[k] = a * gradient[k] + alpha + beta * z[k];
         to_t[k] = a_t * gradient[k] + a * gradient_t[k] + alpha_t + beta_t * z[k] +
                   beta * z_t[k];
       }
-      ImagesToRow(g, to, images, row_of, w.temporary);
-      ImagesToRow(g, to_t, images, row_t, w.temporary_t);
     }
     const int64_t mixes = e * s.channels * s.out_channels;
     const auto multiply = [&](const T* mix, const T* dz, T* dy) {
       Multiply(mix + mixes, s.out_channels, 1, s.channels, s.out_channels, dz, s.padded,
-               s.pitch, dy);
+               s.pitch, dy, s.pitch);
     };
     multiply(p.kernels.mix, w.dz, w.dy);
     multiply(p.kernels.mix, w.dz_t, w.dy_t);
@@ -198,8 +195,8 @@ void LeaveTangent(const Tiles<T, G>& s, const StagePair<T>& p, int64_t i, int64_
   const int64_t at = (row * s.batch + b) * s.in, planes = s.g.Input();
   const T *x = p.from.x + at, *x_t = p.from_t.x + at;
   T *back = w.back, *back_t = w.back_t;
-  UnpackImages(s.g, w.du + c * planes, images, back, w.temporary);
-  UnpackImages(s.g, w.du_t + c * planes, images, back_t, w.temporary);
+  UnpackImages(s.g, w.du + c * planes, images, back);
+  UnpackImages(s.g, w.du_t + c * planes, images, back_t);
   const T scale = p.from.scale[row], shift = p.from.shift[row];
   const T scale_t = p.from_t.scale[row];
   for (int64_t k = 0; k < numbers; ++k) {
@@ -238,13 +235,11 @@ void StageBackwardTangent(ffi::ThreadPool& pool, const Tiles<T, G>& s, const Sta
   T* part = parts.data();
   const int64_t job = NextJob();
   ParallelFor(pool, s.batch, s.Chunk(), [=, &s, &p](int64_t first, int64_t last) {
-    const int64_t count = TangentWorkspace<T, G>::In(s, static_cast<T*>(nullptr)).count;
-    T* scratch = Scratch<T>(count, job);
-    const auto w = TangentWorkspace<T, G>::In(s, scratch);
+    const auto w = TangentWorkspace<T, G>::Of(s, job);
     const int64_t planes = s.channels * s.g.Input(), group = s.g.images;
     for (int64_t b = first; b < last; b += group) {
       const int64_t images = std::min(group, last - b);
-      if (images < group) std::fill(scratch, scratch + count, T(0));
+      if (images < group) std::fill(w.du, w.du + w.count, T(0));
       for (int64_t i = 0; i < s.inputs; ++i) {
         std::fill(w.du, w.du + 2 * planes, T(0));
         TangentOfInput(s, i, b, images, values, values_t, p, into, into_t, w);

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 namespace planes {
 
@@ -58,6 +59,22 @@ inline T Sum(int64_t count, F f) {
   return total;
 }
 
+// Two sums at once: f adds what the numbers from i on give to its last two arguments.
+template <typename T, typename F>
+inline std::pair<T, T> TwoSums(int64_t count, F f) {
+  using V = typename Vector<T>::Type;
+  constexpr int kLanes = Vector<T>::kLanes;
+  V a[2] = {}, b[2] = {};
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= count; i += 2 * kLanes) {
+    f(i, V{}, a[0], b[0]);
+    f(i + kLanes, V{}, a[1], b[1]);
+  }
+  T total = AddLanes<T>(a[0] + a[1]), other = AddLanes<T>(b[0] + b[1]);
+  for (; i < count; ++i) f(i, T(0), total, other);
+  return {total, other};
+}
+
 // Reads one number or a vector of them, by the type of the last argument.
 template <typename T>
 inline T Read(const T* p, T) {
@@ -67,6 +84,26 @@ inline T Read(const T* p, T) {
 template <typename T>
 inline typename Vector<T>::Type Read(const T* p, typename Vector<T>::Type) {
   return Load(p);
+}
+
+template <typename T>
+inline void Write(T* p, T v) {
+  *p = v;
+}
+
+template <typename T>
+inline void Write(T* p, typename Vector<T>::Type v) {
+  Store(p, v);
+}
+
+// Calls f(i, kind) for numbers i < count, whole vectors at a time where there are any: `kind`
+// is of the type that Read and Write then take.
+template <typename T, typename F>
+inline void Along(int64_t count, F f) {
+  constexpr int kLanes = Vector<T>::kLanes;
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) f(i, typename Vector<T>::Type{});
+  for (; i < count; ++i) f(i, T(0));
 }
 
 }  // namespace planes

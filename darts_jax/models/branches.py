@@ -69,7 +69,7 @@ def fused_operation(
     """
     stages = stages_of(primitive, stride)
     kernels = kernels_of(cell.variables["params"][name], len(stages))
-    operands = Operands(x, (), jnp.ones((1, 1), x.dtype), (kernels,))
+    operands = Operands(x, jnp.ones((1, 1), x.dtype), (kernels,))
     y, moments = mixed_branches(operands, Branches((stages,)))
     BranchMoments(1, name=name)(moments[0], y[0, 0].size)
     return y

@@ -1,8 +1,8 @@
 """The mixed operations of a source state as one function, for the CPU.
 
 The oracle is the plain supernet: each primitive a module, gradients by JAX. Here the
-separable and dilated convolutions of all edges that leave a source state, their batch norms,
-the pools' batch norms and the weighted sum are one function with a derivative of its own,
+separable and dilated convolutions of all edges that leave a source state, its pools, their
+batch norms and the weighted sum are one function with a derivative of its own,
 one C++ call forward and one backward (kernels/mixed.cc): what lies between two batch norms is
 never stored, no normalised copy is made, and the compiler sees two operations in place of
 hundreds.
@@ -25,6 +25,7 @@ from darts_jax.kernels.mixed import (
     Branches,
     Kept,
     Operands,
+    Shared,
     Stage,
     StageKernels,
     mixed_backward,
@@ -35,12 +36,15 @@ from darts_jax.kernels.mixed import (
 )
 from darts_jax.kernels.substitute import substitute
 from darts_jax.models.depthwise import depthwise_conv, native
+from darts_jax.models.layers import avg_pool, max_pool
 from darts_jax.models.normalise import EPSILON, plain_batch_norm, wide
 
 __all__ = [
     "BRANCHES",
     "Branches",
+    "SHARED",
     "Operands",
+    "Shared",
     "StageKernels",
     "fusible",
     "mixed_branches",
@@ -55,6 +59,14 @@ BRANCHES = {
     "sep_conv_7x7": 2,
     "dil_conv_3x3": 1,
     "dil_conv_5x5": 1,
+}
+
+# The primitives whose value is the same for all edges that leave a state; a skip connection
+# is one where its stride is 1.
+SHARED = {
+    "max_pool_3x3": "max_pool",
+    "avg_pool_3x3": "avg_pool",
+    "skip_connect": "identity",
 }
 
 
@@ -124,8 +136,7 @@ def _transposed(
     kept = Kept(*flat[number:-number])
     # An alphas step differentiates by the edge weights alone: half of the work falls away.
     of = jax.tree.unflatten(tree.children()[0], undefined[-number:])
-    inputs = any(jax.tree.leaves((of.x, of.shared)))
-    wanted = 2 if any(jax.tree.leaves(of.kernels)) else 1 if inputs else 0
+    wanted = 2 if any(jax.tree.leaves(of.kernels)) else 1 if of.x else 0
     found = _backward(operands, kept, cotangents[0], branches, wanted)
     gradients = tree.children()[0].flatten_up_to(found)
     return [None] * (number + len(kept)) + gradients
@@ -152,10 +163,10 @@ def _backward_jvp(branches: Branches, wanted: int, primals: Any, tangents: Any) 
     # `bilevel.unrolled`), the compiler drops theirs.
     found = _backward(*primals, branches, min(wanted, 1))
     flat, tree = jax.tree.flatten((primals, tangents))
-    weights, x, *shared = _backward_tangent(*flat, tree=tree, branches=branches)
+    weights, x = _backward_tangent(*flat, tree=tree, branches=branches)
     change = found._replace(weights=weights)
     if wanted >= 1:
-        change = change._replace(x=x, shared=tuple(shared))
+        change = change._replace(x=x)
     if wanted >= 2:
         found = found._replace(kernels=_backward(*primals, branches, wanted).kernels)
         changes = _plain_gradients_tangent(primals, tangents, branches)
@@ -168,13 +179,13 @@ def _backward_tangent_by_kernel(*flat: jax.Array, tree: Any, branches: Branches)
     change = mixed_backward_tangent(
         operands, branches, kept, gradient, tangents, EPSILON
     )
-    return [change.weights, change.x, *change.shared]
+    return [change.weights, change.x]
 
 
 def _plain_backward_tangent(*flat: jax.Array, tree: Any, branches: Branches) -> Any:
     primals, tangents = jax.tree.unflatten(tree, flat)
     change = _plain_gradients_tangent(primals, tangents, branches)
-    return [change.weights, change.x, *change.shared]
+    return [change.weights, change.x]
 
 
 def _plain_gradients_tangent(
@@ -225,9 +236,15 @@ def plain_mixed_branches(
             found.append(moment)
         values.append(value)
         moments.append(tuple(found))
-    for shared, normalised in zip(operands.shared, branches.normalised, strict=True):
-        value, moment = normalise(shared[None])
-        values.append(value if normalised else shared[None])
+    for kind, normalised in branches.shared:
+        value = operands.x
+        if kind != "identity":
+            pool = max_pool if kind == "max_pool" else avg_pool
+            value = pool(value, stride=branches.stride)
+        value = value[None]
+        if normalised:
+            value, moment = normalise(value)
+        values.append(value)
         moments.append((moment,) if normalised else ())
     mixed: Any = 0.0
     for p, value in enumerate(values):

@@ -17,6 +17,7 @@ from darts_jax.models import depthwise
 from darts_jax.models.normalise import EPSILON, batch_norm, exact, wide
 
 ZEROS, ONES = nn.initializers.zeros, nn.initializers.ones
+FEW = 4  # channels of images
 IMAGE_AXES = (-3, -2, -1)  # batch, height, width
 
 
@@ -88,6 +89,13 @@ class Conv(nn.Module):
             x = x[:, :, :: self.stride[0], :: self.stride[1]]
             merged = kernel[:, 0, 0].transpose(1, 0, 2).reshape(1, x.shape[0], -1)
             y = _pointwise(x[None], merged)[0]
+            return y.reshape(self.edges, self.channels, *y.shape[1:])
+        if len(x) <= FEW and depthwise.native():
+            # Images: a product over the windows, which keeps the order of the axes. XLA:CPU
+            # would bring the channels last and back for its convolution.
+            windows = _windows(x, self.kernel_size, self.stride, self.padding)
+            merged = kernel.transpose(1, 2, 3, 0, 4).reshape(1, len(windows), -1)
+            y = _pointwise(windows[None], merged)[0]
             return y.reshape(self.edges, self.channels, *y.shape[1:])
         y = lax.conv_general_dilated(
             x,
@@ -198,6 +206,22 @@ def _shifts(
         lax.slice_in_dim(padded, tap, tap + (out - 1) * stride + 1, stride, axis)
         for tap in range(size)
     ]
+
+
+def _windows(
+    x: jax.Array,
+    size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+) -> jax.Array:
+    """Returns the numbers of every window, `[C, B, H, W]` to `[K * K * C, B, H', W']`."""
+    rows = _shifts(x, 2, size[0], stride[0], padding[0], 0.0)
+    parts = [
+        part
+        for row in rows
+        for part in _shifts(row, 3, size[1], stride[1], padding[1], 0.0)
+    ]
+    return jnp.concatenate(parts, 0)
 
 
 def max_pool(x: jax.Array, *, stride: int) -> jax.Array:

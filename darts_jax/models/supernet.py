@@ -6,7 +6,6 @@ stack, so a primitive's kernels for them are one array and one product.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -17,13 +16,15 @@ import numpy as np
 from darts_jax.models.branches import BranchMoments, kernels_of
 from darts_jax.models.fused import (
     BRANCHES,
+    SHARED,
     Branches,
     Operands,
+    Shared,
     fusible,
     mixed_branches,
     stages_of,
 )
-from darts_jax.models.layers import BatchNorm, avg_pool, max_pool
+from darts_jax.models.layers import BatchNorm
 from darts_jax.models.model import as_model
 from darts_jax.models.normalise import weighted
 from darts_jax.models.operations import OPERATIONS, Norm, preprocess
@@ -105,35 +106,23 @@ class MixedEdges(nn.Module):
         ordered = sorted(branches, key=lambda o: self.primitives[o] in SHARED)
         names = [self.primitives[o] for o in ordered]
         chained = [name for name in names if name in BRANCHES]
-        shared = names[len(chained) :]
         chains = tuple(stages_of(name, self.stride) for name in chained)
         weights = self.variables.get("params", {})
         kernels = tuple(
             kernels_of(weights[name], len(chain))
             for name, chain in zip(chained, chains, strict=True)
         )
-        operands = Operands(
-            x,
-            tuple(SHARED[name](x, self.stride) for name in shared),
-            edge_weights[:, np.array(ordered)],
-            kernels,
+        operands = Operands(x, edge_weights[:, np.array(ordered)], kernels)
+        shared = tuple(
+            Shared(SHARED[name], self.pool_norm and "_pool_" in name)
+            for name in names[len(chained) :]
         )
-        normalised = tuple(self.pool_norm and "_pool_" in name for name in shared)
-        mixed, moments = mixed_branches(operands, Branches(chains, normalised))
+        mixed, moments = mixed_branches(operands, Branches(chains, shared, self.stride))
         count = mixed[0, 0].size
         for name, found in zip(names, moments, strict=True):
             if found:
                 BranchMoments(len(mixed), name=name)(found, count)
         return mixed
-
-
-# The primitives whose value is the same for all edges that leave a state; a skip connection
-# is one where its stride is 1.
-SHARED: dict[str, Callable[[jax.Array, int], jax.Array]] = {
-    "max_pool_3x3": lambda x, stride: max_pool(x, stride=stride),
-    "avg_pool_3x3": lambda x, stride: avg_pool(x, stride=stride),
-    "skip_connect": lambda x, stride: x,
-}
 
 
 class MixedCell(nn.Module):
@@ -175,8 +164,9 @@ class MixedCell(nn.Module):
                 self.fused,
                 name=f"source{source}",
             )(states[source], weights[np.array(edges)], train=train)
-            for row, e in enumerate(edges):
-                sums[space.edges[e][1]] += mixed[row]
+            # Not mixed[row]: the gradient of a split is a concatenation, of an index a padding.
+            for e, part in zip(edges, jnp.split(mixed, len(edges)), strict=True):
+                sums[space.edges[e][1]] += jnp.squeeze(part, 0)
         return jnp.concatenate([states[node] for node in space.concat], 0)
 
 

@@ -105,14 +105,16 @@ def test_the_number_of_threads_changes_no_bit() -> None:
         "import os, jax, jax.numpy as jnp, hashlib\n"
         "from darts_jax.kernels.mixed import *\n"
         "def draw(*s): return jax.random.normal(jax.random.key(sum(s)), s)\n"
-        "k = [StageKernels(draw(2, 5, 5, 3), draw(2, 3, 4), draw(2, 4), draw(2, 4)),\n"
+        "k = [StageKernels(draw(2, 5, 5, 4), draw(2, 4, 4), draw(2, 4), draw(2, 4)),\n"
         "     StageKernels(draw(2, 5, 5, 4), draw(2, 4, 4), draw(2, 4), draw(2, 4))]\n"
-        "o = Operands(draw(3, 37, 9, 9), (draw(4, 37, 9, 9),), draw(2, 2), (tuple(k),))\n"
-        "b = Branches(((Stage(1, 1), Stage(1, 1)),), (True,))\n"
-        "mixed, kept = mixed_forward(o, b, 1e-5)\n"
-        "back = mixed_backward(o, b, kept, jnp.sin(mixed), 1e-5, 2)\n"
-        "print(hashlib.sha256(b''.join(bytes(memoryview(jax.device_get(a)))\n"
-        "      for a in jax.tree.leaves((mixed, kept, back)))).hexdigest())"
+        "shared = Shared('max_pool', True), Shared('avg_pool', False)\n"
+        "b = Branches(((Stage(1, 1), Stage(1, 1)),), shared)\n"
+        "for x in draw(4, 37, 9, 9), draw(4, 48, 8, 8):\n"
+        "    o = Operands(x, draw(2, 3), (tuple(k),))\n"
+        "    mixed, kept = mixed_forward(o, b, 1e-5)\n"
+        "    back = mixed_backward(o, b, kept, jnp.sin(mixed), 1e-5, 2)\n"
+        "    print(hashlib.sha256(b''.join(bytes(memoryview(jax.device_get(a)))\n"
+        "          for a in jax.tree.leaves((mixed, kept, back)))).hexdigest())"
     )
 
     cores = sorted(os.sched_getaffinity(0))

@@ -36,7 +36,7 @@ def assert_close(found: Any, wanted: Any, tolerance: float = 1e-11) -> None:
 
 # Edges, channels in and out, batch, image, stride: a batch of many tasks and one of a group
 # that is not full; odd sizes; as many edges as one loop takes, and more; images of which the
-# farthest taps see nothing.
+# farthest taps see nothing. Where the numbers of channels are equal there are pools too.
 SHAPES = [
     (3, 4, 4, 3, (7, 6), 1),
     (2, 3, 5, 2, (8, 8), 2),
@@ -46,8 +46,9 @@ SHAPES = [
     (2, 3, 3, 35, (2, 2), 1),
     (2, 2, 3, 5, (4, 1), 2),
     # Batches of whole vectors: small images side by side in their lanes.
-    (5, 2, 3, 16, (8, 8), 1),
+    (5, 2, 2, 16, (8, 8), 1),
     (2, 3, 2, 24, (7, 8), 2),
+    (2, 2, 2, 8, (16, 15), 2),
     (1, 2, 2, 16, (2, 1), 1),
 ]
 PRIMITIVES = ("sep_conv_3x3", "sep_conv_5x5", "dil_conv_5x5")
@@ -77,14 +78,17 @@ def _problem(
             chain.append(kernel)
             inputs = out_channels
         kernels.append(tuple(chain))
+    shared: tuple[fused.Shared, ...] = ()
+    if channels == out_channels:
+        shared = (fused.Shared("max_pool", True), fused.Shared("avg_pool", False))
+        shared += (fused.Shared("identity", True),) * (stride == 1)
     out = (out_channels, batch, *(-(-length // stride) for length in image))
     operands = fused.Operands(
         draw(channels, batch, *image),
-        (draw(*out), draw(*out)),
-        draw(edges, len(PRIMITIVES) + 2),
+        draw(edges, len(PRIMITIVES) + len(shared)),
         tuple(kernels),
     )
-    return operands, fused.Branches(chains, (True, False)), draw(edges, *out)
+    return operands, fused.Branches(chains, shared, stride), draw(edges, *out)
 
 
 # Of all shapes those of a search; of a derived network's norms one is enough.
@@ -160,12 +164,12 @@ def test_every_mode_of_differentiation(float64: None, rng: np.random.Generator) 
     assert_close(all_of(fused.mixed_branches), all_of(fused.plain_mixed_branches), 1e-9)
 
 
-@pytest.mark.parametrize("of", [("weights",), ("x", "weights"), ("shared",)])
+@pytest.mark.parametrize("of", [("weights",), ("x", "weights"), ("x",)])
 def test_gradients_of_some_operands_are_those_of_all(
     of: tuple[str, ...], float64: None, rng: np.random.Generator
 ) -> None:
     # What is not differentiated by is left out of the backward call.
-    operands, branches, weights = _problem(SHAPES[1], rng)
+    operands, branches, weights = _problem(SHAPES[3], rng)
 
     def value(some: dict[str, Any]) -> jax.Array:
         mixed, _ = fused.mixed_branches(operands._replace(**some), branches)
@@ -183,12 +187,18 @@ def test_gradients_of_some_operands_are_those_of_all(
             np.testing.assert_array_equal(a, b)
 
 
-def test_without_chains_the_source_state_has_no_gradient(
-    float64: None, rng: np.random.Generator
+@pytest.mark.parametrize("stride", [1, 2])
+def test_pools_without_chains(
+    stride: int, float64: None, rng: np.random.Generator
 ) -> None:
-    operands, _, weights = _problem(SHAPES[0], rng)
-    operands = operands._replace(weights=operands.weights[:, :2], kernels=())
-    branches = fused.Branches((), (True, False))
+    # Equal numbers: the first of a window takes the gradient.
+    x = jnp.asarray(rng.integers(0, 3, (4, 3, 7, 6)).astype(np.float64))
+    operands = fused.Operands(x, jnp.asarray(rng.normal(size=(3, 2))), ())
+    shared = (fused.Shared("max_pool", True), fused.Shared("avg_pool", False))
+    branches = fused.Branches((), shared, stride)
+    weights = jnp.asarray(
+        rng.normal(size=fused.mixed_branches(operands, branches)[0].shape)
+    )
 
     def gradient(function: Any) -> Any:
         def value(operands: Any) -> jax.Array:
@@ -196,9 +206,7 @@ def test_without_chains_the_source_state_has_no_gradient(
 
         return jax.grad(value)(operands)
 
-    found = gradient(fused.mixed_branches)
-    assert_close(found, gradient(fused.plain_mixed_branches))
-    np.testing.assert_array_equal(found.x, 0)
+    assert_close(gradient(fused.mixed_branches), gradient(fused.plain_mixed_branches))
 
 
 def test_batch_norm_and_its_first_two_derivatives(
