@@ -102,7 +102,8 @@ inline void LanesBlock(const Lanes<T>& g, const T* from, int64_t h, const T* con
       }
     }
   }
-  for (int64_t i = g.first[h]; i < g.last[h + kRows - 1]; ++i) {
+  // The lower an output row, the higher the first tap row that is inside, and the last.
+  for (int64_t i = g.first[h + kRows - 1]; i < g.last[h]; ++i) {
     const T* p = from + (h * g.stride + g.dilation * i - g.reach) * g.pitch * kLanes;
     for (int64_t t = i * g.size; t < (i + 1) * g.size; ++t, p += across) {
       for (int r = 0; r < kRows; ++r) {
@@ -145,7 +146,6 @@ void LanesRows(const Lanes<T>& g, const T* planes, int64_t h, const T* const* va
 template <typename T, int kEdges, bool kAdd>
 void LanesOf(const Lanes<T>& g, const T* planes, const T* const* value, T* const* rows) {
   int64_t h = 0;
-  // Rows whose taps are the first rows of a kernel to the last, in this order.
   if (kEdges == 1 && g.out_width < 8) {
     for (; h + 2 <= g.out_height; h += 2) {
       LanesRows<T, kEdges, kEdges == 1 ? 2 : 1, kAdd>(g, planes, h, value, rows);
