@@ -10,7 +10,6 @@
 #define DARTS_JAX_KERNELS_LANES_H_
 
 #include <algorithm>
-#include <type_traits>
 
 #include "vectors.h"
 
@@ -85,73 +84,52 @@ void RowToPlane(const Lanes<T>& g, const T* row, int64_t, T* plane) {
   }
 }
 
-// kBlock outputs side by side in each of kRows rows, of kEdges kernels: sums enough that none
-// waits for the one before.
-template <typename T, int kEdges, int kRows, int kBlock, bool kAdd>
+// kBlock outputs side by side, of kEdges kernels.
+template <typename T, int kEdges, int kBlock, bool kAdd>
 inline void LanesBlock(const Lanes<T>& g, const T* from, int64_t h, const T* const* value,
                        T* const* to) {
   using V = typename Vector<T>::Type;
   constexpr int kLanes = Vector<T>::kLanes;
   const int64_t step = g.stride * kLanes, across = g.dilation * kLanes;
-  const int64_t below = g.stride * g.pitch * kLanes, next = g.out_width * kLanes;
-  V sum[kEdges][kRows][kBlock];
+  V sum[kEdges][kBlock];
   for (int e = 0; e < kEdges; ++e) {
-    for (int r = 0; r < kRows; ++r) {
-      for (int b = 0; b < kBlock; ++b) {
-        sum[e][r][b] = kAdd ? Load(to[e] + r * next + b * kLanes) : V{};
-      }
-    }
+    for (int b = 0; b < kBlock; ++b) sum[e][b] = kAdd ? Load(to[e] + b * kLanes) : V{};
   }
-  // The lower an output row, the higher the first tap row that is inside, and the last.
-  for (int64_t i = g.first[h + kRows - 1]; i < g.last[h]; ++i) {
+  for (int64_t i = g.first[h]; i < g.last[h]; ++i) {
     const T* p = from + (h * g.stride + g.dilation * i - g.reach) * g.pitch * kLanes;
     for (int64_t t = i * g.size; t < (i + 1) * g.size; ++t, p += across) {
-      for (int r = 0; r < kRows; ++r) {
-        if (kRows > 1 && (i < g.first[h + r] || i >= g.last[h + r])) continue;
-        for (int b = 0; b < kBlock; ++b) {
-          const V x = Load(p + r * below + b * step);
-          for (int e = 0; e < kEdges; ++e) sum[e][r][b] += value[e][t] * x;
-        }
+      for (int b = 0; b < kBlock; ++b) {
+        const V x = Load(p + b * step);
+        for (int e = 0; e < kEdges; ++e) sum[e][b] += value[e][t] * x;
       }
     }
   }
   for (int e = 0; e < kEdges; ++e) {
-    for (int r = 0; r < kRows; ++r) {
-      for (int b = 0; b < kBlock; ++b) Store(to[e] + r * next + b * kLanes, sum[e][r][b]);
-    }
+    for (int b = 0; b < kBlock; ++b) Store(to[e] + b * kLanes, sum[e][b]);
   }
-}
-
-// kRows rows of outputs from row h on.
-template <typename T, int kEdges, int kRows, bool kAdd>
-void LanesRows(const Lanes<T>& g, const T* planes, int64_t h, const T* const* value,
-               T* const* rows) {
-  constexpr int kLanes = Vector<T>::kLanes;
-  int64_t w = 0;
-  const auto blocks = [&](auto block) {
-    constexpr int kBlock = decltype(block)::value;
-    for (; w + kBlock <= g.out_width; w += kBlock) {
-      T* to[kEdges];
-      for (int e = 0; e < kEdges; ++e) to[e] = rows[e] + (h * g.out_width + w) * kLanes;
-      LanesBlock<T, kEdges, kRows, kBlock, kAdd>(g, planes + w * g.stride * kLanes, h, value,
-                                                 to);
-    }
-  };
-  if (kEdges == 1 && kRows == 1) blocks(std::integral_constant<int, 8>());
-  blocks(std::integral_constant<int, 4>());
-  blocks(std::integral_constant<int, 2>());
-  blocks(std::integral_constant<int, 1>());
 }
 
 template <typename T, int kEdges, bool kAdd>
-void LanesOf(const Lanes<T>& g, const T* planes, const T* const* value, T* const* rows) {
-  int64_t h = 0;
-  if (kEdges == 1 && g.out_width < 8) {
-    for (; h + 2 <= g.out_height; h += 2) {
-      LanesRows<T, kEdges, kEdges == 1 ? 2 : 1, kAdd>(g, planes, h, value, rows);
+void LanesRows(const Lanes<T>& g, const T* planes, const T* const* value, T* const* rows) {
+  constexpr int kLanes = Vector<T>::kLanes, kBlock = kEdges == 1 ? 8 : 4;
+  T* to[kEdges];
+  std::copy(rows, rows + kEdges, to);
+  const auto advance = [&](int64_t count) {
+    for (int e = 0; e < kEdges; ++e) to[e] += count * kLanes;
+  };
+  for (int64_t h = 0; h < g.out_height; ++h) {
+    int64_t w = 0;
+    const auto from = [&] { return planes + w * g.stride * kLanes; };
+    for (; w + kBlock <= g.out_width; w += kBlock, advance(kBlock)) {
+      LanesBlock<T, kEdges, kBlock, kAdd>(g, from(), h, value, to);
+    }
+    for (; w + 2 <= g.out_width; w += 2, advance(2)) {
+      LanesBlock<T, kEdges, 2, kAdd>(g, from(), h, value, to);
+    }
+    for (; w < g.out_width; ++w, advance(1)) {
+      LanesBlock<T, kEdges, 1, kAdd>(g, from(), h, value, to);
     }
   }
-  for (; h < g.out_height; ++h) LanesRows<T, kEdges, 1, kAdd>(g, planes, h, value, rows);
 }
 
 // The outputs of a channel under several kernels, `values` [edges, apart], to rows that are
@@ -168,49 +146,36 @@ void Depthwise(const Lanes<T>& g, const T* planes, const T* values, int64_t apar
       to[i] = rows + (e + i) * pitch;
     }
     switch (taken) {
-      case 1: LanesOf<T, 1, kAdd>(g, planes, value, to); break;
-      case 2: LanesOf<T, 2, kAdd>(g, planes, value, to); break;
-      case 3: LanesOf<T, 3, kAdd>(g, planes, value, to); break;
-      default: LanesOf<T, 4, kAdd>(g, planes, value, to);
+      case 1: LanesRows<T, 1, kAdd>(g, planes, value, to); break;
+      case 2: LanesRows<T, 2, kAdd>(g, planes, value, to); break;
+      case 3: LanesRows<T, 3, kAdd>(g, planes, value, to); break;
+      default: LanesRows<T, 4, kAdd>(g, planes, value, to);
     }
     e += taken;
   }
 }
 
-// kBlock inputs of each of kRows rows from row h on, that are a stride apart in their row, `to`
-// the first, number j of its columns; `taps` are the tap columns that reach them, output
-// column j + shift through each.
-template <typename T, int kRows, int kBlock>
+// kBlock inputs of row h that are a stride apart, `to` the first, number j of its columns;
+// `taps` are the tap columns that reach them, output column j + shift through each.
+template <typename T, int kBlock>
 inline void SpreadBlock(const Lanes<T>& g, const T* plane, const T* value, int64_t h,
                         const int64_t* taps, const int64_t* shift, int64_t count, int64_t j,
                         T* to) {
   using V = typename Vector<T>::Type;
   constexpr int kLanes = Vector<T>::kLanes;
-  const int64_t step = g.stride * kLanes, next = g.pitch * kLanes;
-  V sum[kRows][kBlock];
-  for (int r = 0; r < kRows; ++r) {
-    for (int b = 0; b < kBlock; ++b) sum[r][b] = Load(to + r * next + b * step);
-  }
+  const int64_t step = g.stride * kLanes;
+  V sum[kBlock];
+  for (int b = 0; b < kBlock; ++b) sum[b] = Load(to + b * step);
   for (int64_t i = 0; i < g.size; ++i) {
-    const T* from[kRows];
-    bool any = false;
-    for (int r = 0; r < kRows; ++r) {
-      const int64_t row = g.output[h + r][i];
-      from[r] = row < 0 ? nullptr : plane + (row * g.out_pitch + g.border + j) * kLanes;
-      any = any || from[r];
-    }
-    for (int64_t k = 0; any && k < count; ++k) {
+    const int64_t row = g.output[h][i];
+    if (row < 0) continue;
+    const T* from = plane + (row * g.out_pitch + g.border + j) * kLanes;
+    for (int64_t k = 0; k < count; ++k) {
       const T factor = value[i * g.size + taps[k]];
-      for (int r = 0; r < kRows; ++r) {
-        if (!from[r]) continue;
-        const T* p = from[r] + shift[k] * kLanes;
-        for (int b = 0; b < kBlock; ++b) sum[r][b] += factor * Load(p + b * kLanes);
-      }
+      for (int b = 0; b < kBlock; ++b) sum[b] += factor * Load(from + (shift[k] + b) * kLanes);
     }
   }
-  for (int r = 0; r < kRows; ++r) {
-    for (int b = 0; b < kBlock; ++b) Store(to + r * next + b * step, sum[r][b]);
-  }
+  for (int b = 0; b < kBlock; ++b) Store(to + b * step, sum[b]);
 }
 
 // The transpose: adds to every input what the outputs in `plane` send it.
@@ -227,24 +192,21 @@ void Spread(const Lanes<T>& g, const T* plane, const T* value, T* planes) {
     }
     if (!count) continue;
     const int64_t columns = (g.width - c + g.stride - 1) / g.stride;
-    const auto rows = [&](int64_t h, auto number) {
-      constexpr int kRows = decltype(number)::value;
+    for (int64_t h = 0; h < g.height; ++h) {
       int64_t j = 0;
-      const auto blocks = [&](auto block) {
-        constexpr int kBlock = decltype(block)::value;
-        for (; j + kBlock <= columns; j += kBlock) {
-          T* to = planes + (h * g.pitch + g.reach + c + j * g.stride) * kLanes;
-          SpreadBlock<T, kRows, kBlock>(g, plane, value, h, taps, shift, count, j, to);
-        }
+      const auto to = [&] {
+        return planes + (h * g.pitch + g.reach + c + j * g.stride) * kLanes;
       };
-      if (kRows == 1) blocks(std::integral_constant<int, 8>());
-      blocks(std::integral_constant<int, 4>());
-      blocks(std::integral_constant<int, 2>());
-      blocks(std::integral_constant<int, 1>());
-    };
-    int64_t h = 0;
-    for (; columns < 8 && h + 2 <= g.height; h += 2) rows(h, std::integral_constant<int, 2>());
-    for (; h < g.height; ++h) rows(h, std::integral_constant<int, 1>());
+      for (; j + 8 <= columns; j += 8) {
+        SpreadBlock<T, 8>(g, plane, value, h, taps, shift, count, j, to());
+      }
+      for (; j + 4 <= columns; j += 4) {
+        SpreadBlock<T, 4>(g, plane, value, h, taps, shift, count, j, to());
+      }
+      for (; j < columns; ++j) {
+        SpreadBlock<T, 1>(g, plane, value, h, taps, shift, count, j, to());
+      }
+    }
   }
 }
 
@@ -253,24 +215,20 @@ template <typename T, int kSize>
 void AddDotsOfRow(const Lanes<T>& g, const T* plane, const T* planes, int64_t i, T* sum) {
   using V = typename Vector<T>::Type;
   constexpr int kLanes = Vector<T>::kLanes;
-  V total[2][kSize] = {};  // of every second column, so that no sum waits for the one before
-  const auto add = [&](V* sums, const T* dy, const T* x) {
-    const V gradient = Load(dy);
-    for (int j = 0; j < kSize; ++j) sums[j] += gradient * Load(x + j * g.dilation * kLanes);
-  };
+  V total[kSize] = {};
   for (int64_t h = 0; h < g.out_height; ++h) {
     const int64_t row = h * g.stride + g.dilation * i - g.reach;
     if (row < 0 || row >= g.height) continue;
     const T* dy = plane + (h * g.out_pitch + g.border) * kLanes;
     const T* x = planes + row * g.pitch * kLanes;
-    int64_t w = 0;
-    for (; w + 2 <= g.out_width; w += 2) {
-      add(total[0], dy + w * kLanes, x + w * g.stride * kLanes);
-      add(total[1], dy + (w + 1) * kLanes, x + (w + 1) * g.stride * kLanes);
+    for (int64_t w = 0; w < g.out_width; ++w, dy += kLanes, x += g.stride * kLanes) {
+      const V gradient = Load(dy);
+      for (int j = 0; j < kSize; ++j) {
+        total[j] += gradient * Load(x + j * g.dilation * kLanes);
+      }
     }
-    if (w < g.out_width) add(total[0], dy + w * kLanes, x + w * g.stride * kLanes);
   }
-  for (int j = 0; j < kSize; ++j) sum[j] += AddLanes<T>(total[0][j] + total[1][j]);
+  for (int j = 0; j < kSize; ++j) sum[j] += AddLanes<T>(total[j]);
 }
 
 // Adds a group's part of a kernel's gradient to sum [K * K].
