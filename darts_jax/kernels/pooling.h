@@ -39,8 +39,11 @@ class Pooling {
     const auto inside = [](int64_t i, int64_t length) {
       return std::min(i + 2, length) - std::max<int64_t>(i - 1, 0);
     };
-    for (int64_t i = 0; i < In(); ++i) {
-      inverse_[i] = T(1) / (inside(i / row_, height) * inside(i % row_ / lanes, width));
+    for (int64_t h = 0; h < height; ++h) {
+      for (int64_t w = 0; w < width; ++w) {
+        std::fill_n(inverse_.data() + h * row_ + w * lanes, lanes,
+                    T(1) / (inside(h, height) * inside(w, width)));
+      }
     }
   }
   int64_t lanes, out_height, out_width;

@@ -187,11 +187,27 @@ def test_gradients_of_some_operands_are_those_of_all(
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[3], SHAPES[7], SHAPES[9]])
+def test_of_equal_numbers_the_first_takes_the_gradient(
+    shape: Any, float64: None, rng: np.random.Generator
+) -> None:
+    operands, branches, weights = _problem(shape, rng)
+    operands = operands._replace(x=jnp.round(operands.x))
+
+    def gradient(function: Any) -> Any:
+        def value(x: jax.Array) -> jax.Array:
+            mixed, _ = function(operands._replace(x=x), branches)
+            return jnp.sum(jnp.tanh(mixed) * weights)
+
+        return jax.jit(jax.grad(value))(operands.x)
+
+    assert_close(gradient(fused.mixed_branches), gradient(fused.plain_mixed_branches))
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_pools_without_chains(
     stride: int, float64: None, rng: np.random.Generator
 ) -> None:
-    # Equal numbers: the first of a window takes the gradient.
     x = jnp.asarray(rng.integers(0, 3, (4, 3, 7, 6)).astype(np.float64))
     operands = fused.Operands(x, jnp.asarray(rng.normal(size=(3, 2))), ())
     shared = (fused.Shared("max_pool", True), fused.Shared("avg_pool", False))
