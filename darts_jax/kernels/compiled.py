@@ -22,6 +22,7 @@ SOURCES = sorted(Path(__file__).parent.glob("*.cc"))
 HEADERS = sorted(Path(__file__).parent.glob("*.h"))
 SYMBOLS = (
     *("Forward", "InputGradient", "KernelGradient"),  # depthwise.cc
+    *("DenseForward", "DenseKernelGradient"),  # dense.cc
     *("MaxPool", "Pick", "Place"),  # pool.cc
     *("MixedForward", "MixedBackward"),  # mixed.cc
     *("MixedForwardTangent", "MixedBackwardTangent"),  # mixed_tangent.cc

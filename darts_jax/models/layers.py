@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from darts_jax.kernels.dense import native_dense
 from darts_jax.kernels.pool import native_avg_pool, native_max_pool
 from darts_jax.models import depthwise
 from darts_jax.models.normalise import EPSILON, batch_norm, exact, wide
 
 ZEROS, ONES = nn.initializers.zeros, nn.initializers.ones
-FEW = 4  # channels of images
 IMAGE_AXES = (-3, -2, -1)  # batch, height, width
 
 
@@ -90,20 +90,20 @@ class Conv(nn.Module):
             merged = kernel[:, 0, 0].transpose(1, 0, 2).reshape(1, x.shape[0], -1)
             y = _pointwise(x[None], merged)[0]
             return y.reshape(self.edges, self.channels, *y.shape[1:])
-        if len(x) <= FEW and depthwise.native():
-            # Images: a product over the windows, which keeps the order of the axes. XLA:CPU
-            # would bring the channels last and back for its convolution.
-            windows = _windows(x, self.kernel_size, self.stride, self.padding)
-            merged = kernel.transpose(1, 2, 3, 0, 4).reshape(1, len(windows), -1)
-            y = _pointwise(windows[None], merged)[0]
-            return y.reshape(self.edges, self.channels, *y.shape[1:])
-        y = lax.conv_general_dilated(
-            x,
-            kernel.transpose(1, 2, 3, 0, 4).reshape(*shape[1:4], -1),
-            window_strides=self.stride,
-            padding=[(pad, pad) for pad in self.padding],
-            dimension_numbers=("CNHW", "HWIO", "CNHW"),
-        )
+        merged = kernel.transpose(1, 2, 3, 0, 4).reshape(*shape[1:4], -1)
+        size = self.kernel_size[0]
+        same = ((size, size), (1, 1), (size // 2, size // 2))
+        given = (self.kernel_size, self.stride, self.padding)
+        if size % 2 and given == same and depthwise.native():
+            y = native_dense(x, merged)
+        else:
+            y = lax.conv_general_dilated(
+                x,
+                merged,
+                window_strides=self.stride,
+                padding=[(pad, pad) for pad in self.padding],
+                dimension_numbers=("CNHW", "HWIO", "CNHW"),
+            )
         return y.reshape(self.edges, self.channels, *y.shape[1:])
 
 
@@ -206,22 +206,6 @@ def _shifts(
         lax.slice_in_dim(padded, tap, tap + (out - 1) * stride + 1, stride, axis)
         for tap in range(size)
     ]
-
-
-def _windows(
-    x: jax.Array,
-    size: tuple[int, int],
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-) -> jax.Array:
-    """Returns the numbers of every window, `[C, B, H, W]` to `[K * K * C, B, H', W']`."""
-    rows = _shifts(x, 2, size[0], stride[0], padding[0], 0.0)
-    parts = [
-        part
-        for row in rows
-        for part in _shifts(row, 3, size[1], stride[1], padding[1], 0.0)
-    ]
-    return jnp.concatenate(parts, 0)
 
 
 def max_pool(x: jax.Array, *, stride: int) -> jax.Array:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from darts_jax.kernels.compiled import kernels, why_not
+from darts_jax.kernels.dense import native_dense
 from darts_jax.kernels.depthwise import native_depthwise
 from darts_jax.models import depthwise, layers
 
@@ -97,6 +98,76 @@ def test_a_batch_in_bfloat16_is_computed_in_float32(rng: np.random.Generator) ->
     wanted = native_depthwise(x.astype(jnp.float32), kernel, 1, 1)
     assert y.dtype == jnp.bfloat16
     np.testing.assert_array_equal(y, wanted.astype(jnp.bfloat16))
+
+
+# Channels in and out, batch, image, size: blocks of outputs that are full and not, groups of
+# images that are full and not, more groups than tasks.
+DENSE = [
+    (3, 5, 7, (9, 6), 3),
+    (4, 17, 70, (4, 4), 3),
+    (2, 6, 3, (33, 34), 5),
+    (5, 4, 40, (8, 8), 3),
+    (1, 1, 1, (1, 2), 7),
+]
+
+
+def _convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    pad = len(kernel) // 2
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (1, 1),
+        [(pad, pad)] * 2,
+        dimension_numbers=("CNHW", "HWIO", "CNHW"),
+    )
+
+
+@pytest.mark.parametrize("shape", DENSE, ids=str)
+def test_dense_convolution_and_its_derivatives(
+    shape: Any, rng: np.random.Generator
+) -> None:
+    channels, outputs, batch, image, size = shape
+
+    def draw(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.normal(size=shape))
+
+    with jax.enable_x64(True):
+        pair = draw(channels, batch, *image), draw(size, size, channels, outputs)
+        weights = draw(outputs, batch, *image)
+        direction = jax.tree.map(jnp.cos, pair)
+
+        def all_of(convolve: Any) -> Any:
+            def value(pair: Any) -> jax.Array:
+                return jnp.sum(jnp.tanh(convolve(*pair)) * weights)
+
+            gradient = jax.grad(value)
+            return jax.jit(
+                lambda pair: (
+                    convolve(*pair),
+                    jax.jvp(gradient, (pair,), (direction,)),
+                    jax.grad(lambda p: jax.jvp(value, (p,), (direction,))[1])(pair),
+                    jax.vmap(convolve, (None, 0))(pair[0], jnp.stack([pair[1]] * 2)),
+                )
+            )(pair)
+
+        found, wanted = all_of(native_dense), all_of(_convolution)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-11 * jnp.abs(b).max())
+
+
+def test_dense_convolution_in_single_precision(rng: np.random.Generator) -> None:
+    x = jnp.asarray(rng.normal(size=(16, 20, 16, 16)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 16, 20)), jnp.float32)
+
+    def all_of(convolve: Any) -> Any:
+        y, back = jax.vjp(convolve, x, kernel)
+        return y, back(jnp.sin(y))
+
+    found, wanted = all_of(native_dense), all_of(_convolution)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * jnp.abs(b).max())
+    y = native_dense(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+    assert y.dtype == jnp.bfloat16
 
 
 @pytest.mark.skipif(not shutil.which("taskset"), reason="taskset chooses the cores")
