@@ -8,15 +8,14 @@ namespace {
 
 using namespace planes;
 
-// For every row: the sum of gradient * z and the sum of gradient. z has as many rows, or
-// fewer, which the gradient's rows then use in turn.
+// For every row: the sum of gradient * z and the sum of gradient.
 template <typename T>
-void SumsOf(ffi::ThreadPool& pool, int64_t rows, int64_t rows_of_z, int64_t numbers,
-            const T* gradient, const T* z, T* products, T* sums) {
+void SumsOf(ffi::ThreadPool& pool, int64_t rows, int64_t numbers, const T* gradient, const T* z,
+            T* products, T* sums) {
   ParallelFor(pool, rows, 1, [=](int64_t row, int64_t) {
     double product = 0, sum = 0;
     for (int64_t at = 0; at < numbers; at += kPiece) {
-      const T *g = gradient + row * numbers + at, *v = z + row % rows_of_z * numbers + at;
+      const T *g = gradient + row * numbers + at, *v = z + row * numbers + at;
       const int64_t count = std::min(kPiece, numbers - at);
       product += Sum<T>(
           count, [=](int64_t i, auto as) { return Read(g + i, as) * Read(v + i, as); });
@@ -32,8 +31,7 @@ ffi::Error RunSums(ffi::ThreadPool pool, Buffer gradient, Buffer z, Result produ
   return WithType(z, [&](auto zero) {
     using T = decltype(zero);
     const int64_t rows = products->element_count(), numbers = gradient.element_count() / rows;
-    SumsOf<T>(pool, rows, z.element_count() / numbers, numbers, In<T>(gradient), In<T>(z),
-              Out<T>(products), Out<T>(sums));
+    SumsOf<T>(pool, rows, numbers, In<T>(gradient), In<T>(z), Out<T>(products), Out<T>(sums));
   });
 }
 

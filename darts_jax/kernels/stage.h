@@ -81,12 +81,13 @@ struct Tiles : Stage {
   }
 };
 
+// Whether a stage can work in the order of lanes, and is faster there.
 template <typename T>
 bool FitsLanes(const Stage& s) {
   return Lanes<T>::Fit(s.batch, s.height, s.width, s.out, s.Seen());
 }
 
-// Calls f with the tiles of a stage.
+// Calls f with the tiles of a stage; all stages of a call are in the order of lanes, or none.
 template <typename T, typename F>
 void WithTiles(const Stage& s, bool lanes, F f) {
   const int64_t seen = s.Seen();
