@@ -11,7 +11,7 @@ import jax
 
 # mallopt's parameters, from <malloc.h>.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
-_NEVER = 2**31 - 1
+_NEVER = -1  # the largest number would be 2 GiB, and the paper's batch takes more
 
 
 def keep_freed_memory() -> bool:

@@ -1,5 +1,6 @@
 // The mixed operations of one source state and their gradient: see mixed.h.
 
+#include "dense_stage.h"
 #include "mixed.h"
 #include "stage_gradient.h"
 
@@ -59,8 +60,12 @@ void Forward(ffi::ThreadPool& pool, const Mixed<T>& m, T* mixed) {
         const Link<T>& link = branch.links[i];
         const StageInput<T> from = InputOf(m, branch, i, maps[p]);
         WithTiles<T>(link.stage, m.lanes, [&](const auto& tiles) {
-          jobs.push_back(ForwardJob(tiles, from, link.kernels, link.z, link.norm.mean,
-                                    link.norm.variance));
+          const Norm<T>& norm = link.norm;
+          jobs.push_back(
+              link.Dense()
+                  ? DenseForwardJob(tiles, from, link.kernels.taps, link.z, norm.mean,
+                                    norm.variance)
+                  : ForwardJob(tiles, from, link.kernels, link.z, norm.mean, norm.variance));
         });
       } else if (i == 0) {
         jobs.push_back(SharedJob(m, branch));
@@ -71,11 +76,16 @@ void Forward(ffi::ThreadPool& pool, const Mixed<T>& m, T* mixed) {
   WeightedSum(pool, m, mixed);
 }
 
-// Where the gradients go, in the order of the operands; null: not wanted.
+// Where the gradients of a link's operands go; null: not wanted, or not there.
+template <typename T>
+struct LinkGradients {
+  T *taps, *mix, *scale, *shift;
+};
+
 template <typename T>
 struct Gradients {
   T *x, *weights;
-  std::vector<T*> stages;
+  std::vector<std::vector<LinkGradients<T>>> links;  // of every branch
 };
 
 // The gradients of weights, and of scale and shift of the last norm where they are wanted.
@@ -125,12 +135,12 @@ struct WayBack {
   Coefficients<T> into;
   const T* gradient;       // that reaches the z of the link in turn
   T* between;              // room for the gradient of what its second link reads
-  T* const* to;            // the gradients of its stages' operands, or null
+  const std::vector<LinkGradients<T>>& to;
   std::vector<T> maps, dscale, dshift;
 
   // What reaches link i - 1 through its norm, and the gradients of the norm's own operands.
   // `between` holds the norm's scale already, so that a is one.
-  void ThroughNormBefore(const Mixed<T>& m, const Branch<T>& branch, size_t i, int64_t each) {
+  void ThroughNormBefore(const Mixed<T>& m, const Branch<T>& branch, size_t i) {
     const Norm<T>& norm = branch.links[i - 1].norm;
     const T count = branch.links[i].stage.batch * branch.links[i].stage.in;
     into = Coefficients<T>(norm.rows);
@@ -138,31 +148,31 @@ struct WayBack {
       const ThroughNorm<T> back(norm.mean[row], norm.variance[row], m.epsilon, count,
                                 dscale[row], dshift[row], norm.Gamma(row));
       into.a[row] = 1, into.alpha[row] = back.alpha, into.beta[row] = back.beta;
-      if (each == 4 && to) {
-        to[each * (i - 1) + 2][row] = back.projected;
-        to[each * (i - 1) + 3][row] = dshift[row];
+      if (to[i - 1].scale) {
+        to[i - 1].scale[row] = back.projected;
+        to[i - 1].shift[row] = dshift[row];
       }
     }
     gradient = between;
   }
 };
 
-// The gradient of link i of a branch, in `each` operands a stage.
+// The gradient of link i of a branch.
 template <typename T>
-Job LinkBackward(const Mixed<T>& m, const Branch<T>& branch, size_t i, int64_t each, T* dx,
-                 bool add, WayBack<T>& way) {
+Job LinkBackward(const Mixed<T>& m, const Branch<T>& branch, size_t i, T* dx, bool add,
+                 WayBack<T>& way) {
   const Link<T>& link = branch.links[i];
   way.dscale.assign(link.stage.Inputs(), T(0)), way.dshift = way.dscale;
-  const StageGradients<T> found{
-      i ? way.between : dx, add, i ? way.dscale.data() : nullptr,
-      i ? way.dshift.data() : nullptr, way.to ? way.to[each * i] : nullptr,
-      way.to ? way.to[each * i + 1] : nullptr};
+  const StageGradients<T> found{i ? way.between : dx, add, i ? way.dscale.data() : nullptr,
+                                i ? way.dshift.data() : nullptr, way.to[i].taps,
+                                way.to[i].mix};
   const Incoming<T> incoming{link.z, way.gradient, way.into.a.data(), way.into.alpha.data(),
                              way.into.beta.data()};
   const StageInput<T> from = InputOf(m, branch, i, way.maps);
   Job job;
   WithTiles<T>(link.stage, m.lanes, [&](const auto& tiles) {
-    job = BackwardJob(tiles, from, link.kernels, incoming, found);
+    job = link.Dense() ? DenseBackwardJob(tiles, from, link.kernels.taps, incoming, found)
+                       : BackwardJob(tiles, from, link.kernels, incoming, found);
   });
   return job;
 }
@@ -194,24 +204,20 @@ Job SharedBackward(const Mixed<T>& m, const std::vector<WayBack<T>>& ways, const
 }
 
 template <typename T>
-void Backward(ffi::ThreadPool& pool, const Mixed<T>& m, const T* gradient, bool affine,
+void Backward(ffi::ThreadPool& pool, const Mixed<T>& m, const T* gradient,
               const Gradients<T>& to, T* scratch) {
-  const int64_t rows = m.Rows(), each = affine ? 4 : 2;
+  const int64_t rows = m.Rows();
   const size_t branches = m.branches.size();
   std::vector<T> products(branches * rows), sums(rows);
   GradientSums(pool, m, gradient, products.data(), sums.data());
   std::fill(to.weights, to.weights + m.edges * branches, T(0));
-  T* const* stages = to.stages.empty() ? nullptr : to.stages.data();
   std::vector<WayBack<T>> ways;
   for (size_t p = 0; p < branches; ++p) {
     const std::vector<Link<T>>& links = m.branches[p].links;
-    T* const* last = stages && !links.empty() && affine
-                         ? stages + each * (links.size() - 1)
-                         : nullptr;
+    const LinkGradients<T> last = links.empty() ? LinkGradients<T>{} : to.links[p].back();
     ways.push_back({ThroughLastNorm(m, p, &products[p * rows], sums.data(), to.weights,
-                                    last ? last[2] : nullptr, last ? last[3] : nullptr),
-                    gradient, scratch, links.empty() ? nullptr : stages});
-    if (stages) stages += each * links.size();
+                                    last.scale, last.shift),
+                    gradient, scratch, to.links[p], {}, {}, {}});
     if (links.size() > 1) scratch += links[1].stage.Inputs() * links[1].stage.batch *
                                      links[1].stage.in;
   }
@@ -230,18 +236,18 @@ void Backward(ffi::ThreadPool& pool, const Mixed<T>& m, const T* gradient, bool 
   for (size_t i = m.Links(); i-- > 1;) {
     for (size_t p = 0; p < branches; ++p) {
       if (i >= m.branches[p].links.size()) continue;
-      jobs.push_back(LinkBackward<T>(m, m.branches[p], i, each, nullptr, false, ways[p]));
+      jobs.push_back(LinkBackward<T>(m, m.branches[p], i, nullptr, false, ways[p]));
     }
     RunJobs(pool, jobs), jobs.clear();
     for (size_t p = 0; p < branches; ++p) {
       if (i >= m.branches[p].links.size()) continue;
-      ways[p].ThroughNormBefore(m, m.branches[p], i, each);
+      ways[p].ThroughNormBefore(m, m.branches[p], i);
     }
   }
   RunJobs(pool, jobs), jobs.clear();
   for (size_t p = 0; p < branches; ++p) {
     if (m.branches[p].links.empty()) continue;
-    jobs.push_back(LinkBackward(m, m.branches[p], 0, each, room(), add && !m.lanes, ways[p]));
+    jobs.push_back(LinkBackward(m, m.branches[p], 0, room(), add && !m.lanes, ways[p]));
     add = true;
   }
   RunJobs(pool, jobs, !m.lanes);
@@ -294,10 +300,19 @@ ffi::Error RunBackward(ffi::ThreadPool pool, ffi::Span<const int64_t> plan,
     if (wanted >= 1) {
       scratch = result(1), to.x = result(2);
     }
-    if (wanted >= 2) {
-      for (size_t i = 3; i < rets.size(); ++i) to.stages.push_back(result(i));
+    size_t next = 3;
+    const auto take = [&](bool there) {
+      return there && wanted >= 2 ? result(next++) : nullptr;
+    };
+    for (const Branch<T>& branch : m.branches) {
+      to.links.emplace_back();
+      for (const Link<T>& link : branch.links) {
+        T *const taps = take(true), *const mix = take(!link.Dense());
+        T *const scale = take(affine), *const shift = take(affine);
+        to.links.back().push_back({taps, mix, scale, shift});
+      }
     }
-    Backward(pool, m, gradient, affine, to, scratch);
+    Backward(pool, m, gradient, to, scratch);
   });
 }
 

@@ -22,8 +22,9 @@
 namespace planes {
 
 // The operands in order: x [C, B, H, W], weights [n, P] of the chains, then of the shared
-// values, and for every stage of every chain taps [n, K, K, C], mix [n, C, C'] and, if
-// `affine`, scale and shift [n, C'] of the norm after it. `plan` holds (number of stages, then
+// values, and for every stage of every chain taps [n, K, K, C] and mix [n, C, C'], or the taps
+// [n, K, K, C, C'] of a dense convolution, and, if `affine`, scale and shift [n, C'] of the norm
+// after it. `plan` holds (number of stages, then
 // stride and dilation of each) for every chain, `shared` (Pool, whether a norm follows) for
 // every shared value, and the pools have a stride.
 struct Setup {
@@ -64,9 +65,11 @@ struct ThroughNorm {
 template <typename T>
 struct Link {  // a stage in its chain
   Stage stage;
-  StageKernels<T> kernels;
+  StageKernels<T> kernels;  // without mix: dense
   Norm<T> norm;
   T* z;
+
+  bool Dense() const { return !kernels.mix; }
 };
 
 template <typename T>
@@ -123,17 +126,19 @@ Mixed<T> Arrange(const Setup& setup, ffi::RemainingArgs args, size_t first, T* z
     Branch<T> branch;
     int64_t channels = image[0], height = image[2], width = image[3], inputs = 1;
     for (int64_t left = setup.plan[at++]; left > 0; --left, at += 2) {
-      const auto taps = operand(next).dimensions(), mix = operand(next + 1).dimensions();
-      const Stage stage(inputs, m.edges, channels, mix[2], image[1], height, width, taps[1],
+      const auto taps = operand(next).dimensions();
+      const bool dense = taps.size() == 5, affine = setup.affine;
+      const T *values = of(next), *mix = dense ? nullptr : of(next + 1);
+      const int64_t outputs = dense ? taps[4] : operand(next + 1).dimensions()[2];
+      const Stage stage(inputs, m.edges, channels, outputs, image[1], height, width, taps[1],
                         setup.plan[at], setup.plan[at + 1]);
-      const bool affine = setup.affine;
-      const Norm<T> norm = norm_of(affine ? of(next + 2) : nullptr,
-                                   affine ? of(next + 3) : nullptr, stage.Rows());
-      const Link<T> link{stage, {of(next), of(next + 1)}, norm, z};
+      next += dense ? 1 : 2;
+      const T *scale = affine ? of(next) : nullptr, *shift = affine ? of(next + 1) : nullptr;
+      next += affine ? 2 : 0;
+      const Link<T> link{stage, {values, mix}, norm_of(scale, shift, stage.Rows()), z};
       m.lanes = m.lanes && FitsLanes<T>(stage);
       z += stage.Rows() * image[1] * stage.out;
-      next += affine ? 4 : 2;
-      inputs = m.edges, channels = mix[2];
+      inputs = m.edges, channels = outputs;
       height = link.stage.out_height, width = link.stage.out_width;
       branch.links.push_back(link);
     }

@@ -16,14 +16,18 @@ from darts_jax.kernels.calls import call
 class StageKernels(NamedTuple):
     """The parameters of one stage, and of the batch norm after it, for n edges."""
 
-    taps: jax.Array  # [n, K, K, C], the depthwise kernels
-    mix: jax.Array  # [n, C, C'], the pointwise kernels
+    taps: jax.Array  # [n, K, K, C], the depthwise kernels; [n, K, K, C, C'] where dense
+    mix: jax.Array | None = None  # [n, C, C'], the pointwise kernels; None where dense
     scale: jax.Array | None = None  # [n, C'], as shift; None (of all stages): 1 and 0
     shift: jax.Array | None = None
 
 
 class Stage(NamedTuple):
-    """ReLU, depthwise, pointwise, batch norm: half a separable convolution."""
+    """ReLU, depthwise, pointwise, batch norm: half a separable convolution.
+
+    Or, by its kernels, ReLU, dense convolution, batch norm: the first of a chain, of stride
+    and dilation 1.
+    """
 
     stride: int
     dilation: int
@@ -72,7 +76,9 @@ def _z_shapes(operands: Operands, branches: Branches) -> list[list[tuple[int, ..
         chain = []
         _, batch, *image = operands.x.shape
         for kernel, stage in zip(kernels, stages, strict=True):
-            edges, _, channels = kernel.mix.shape
+            edges, *_, channels = (
+                kernel.taps if kernel.mix is None else kernel.mix
+            ).shape
             image = [-(-size // stage.stride) for size in image]
             chain.append((edges, channels, batch, *image))
         shapes.append(chain)

@@ -2,6 +2,7 @@
 // (forward mode): the exact second order. See mixed.h for the operands; those of `t` are the
 // tangents. A quantity's tangent has its name and a T.
 
+#include "dense_tangent.h"
 #include "mixed.h"
 #include "stage_tangent.h"
 
@@ -86,9 +87,7 @@ void SharedTangents(ffi::ThreadPool& pool, const MixedPair<T>& pair, size_t p) {
     for (int64_t at = row * numbers; at < (row + 1) * numbers; at += kPiece) {
       const T *z = branch.z + at, *z_t = branch_t.z + at;
       const int64_t count = std::min(kPiece, (row + 1) * numbers - at);
-      sums[row] += Sum<T>(count, [=](int64_t i, auto as) { return Read(z_t + i, as); });
-      products[row] += Sum<T>(
-          count, [=](int64_t i, auto as) { return Read(z_t + i, as) * Read(z + i, as); });
+      AddTangentSums(z, z_t, count, sums[row], products[row]);
     }
   });
   MomentTangents(branch.norm, branch_t.norm, numbers, sums.data(), products.data());
@@ -127,8 +126,13 @@ void Forward(ffi::ThreadPool& pool, const MixedPair<T>& pair, T* mixed_t) {
       const Link<T>& link_t = pair.t.branches[p].links[i];
       std::vector<double> sums(link.norm.rows), products(link.norm.rows);
       WithTiles<T>(link.stage, pair.m.lanes, [&](const auto& tiles) {
-        StageTangent(pool, tiles, PairOf(pair, p, i, maps, maps_t), link.z, link_t.z,
-                     sums.data(), products.data());
+        const StagePair<T> of = PairOf(pair, p, i, maps, maps_t);
+        if (link.Dense()) {
+          DenseStageTangent(pool, DenseTiles(tiles), of, link.z, link_t.z, sums.data(),
+                            products.data());
+        } else {
+          StageTangent(pool, tiles, of, link.z, link_t.z, sums.data(), products.data());
+        }
       });
       MomentTangents(link.norm, link_t.norm, link.stage.batch * link.stage.out, sums.data(),
                      products.data());
@@ -195,8 +199,12 @@ void ThroughChain(ffi::ThreadPool& pool, const MixedPair<T>& pair, size_t p,
     const Incoming<T> incoming_t{branch_t.links[i].z, gradient_t, c.tangent.a.data(),
                                  c.tangent.alpha.data(), c.tangent.beta.data()};
     WithTiles<T>(s, pair.m.lanes, [&](const auto& tiles) {
-      StageBackwardTangent(pool, tiles, PairOf(pair, p, i, maps, maps_t), incoming, incoming_t,
-                           found);
+      const StagePair<T> of = PairOf(pair, p, i, maps, maps_t);
+      if (branch.links[i].Dense()) {
+        DenseBackwardTangent(pool, DenseTiles(tiles), of, incoming, incoming_t, found);
+      } else {
+        StageBackwardTangent(pool, tiles, of, incoming, incoming_t, found);
+      }
     });
     if (i == 0) return;
     const NormPair<T> norm{branch.links[i - 1].norm, branch_t.links[i - 1].norm};

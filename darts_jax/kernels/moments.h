@@ -47,6 +47,20 @@ void MomentsOf(const T* x, int64_t numbers, T* mean, T* variance) {
   *variance = moment.squares / moment.count;
 }
 
+// Mean and biased variance of `rows` rows, out of a Moment of each row of every task.
+template <typename T>
+void CombineMoments(const Moment* parts, int64_t tasks, int64_t rows, T* mean, T* variance) {
+  for (int64_t row = 0; row < rows; ++row) {
+    Moment total;
+    for (int64_t k = 0; k < tasks; ++k) {
+      const Moment& part = parts[k * rows + row];
+      total.Add(part.count, part.mean, part.squares);
+    }
+    mean[row] = total.mean;
+    variance[row] = total.squares / total.count;
+  }
+}
+
 }  // namespace planes
 
 #endif  // DARTS_JAX_KERNELS_MOMENTS_H_

@@ -186,15 +186,7 @@ Job ForwardJob(const Tiles<T, G>& tiles, const StageInput<T>& from,
   };
   const auto finish = [=] {
     const Tiles<T, G>& s = state->s;
-    for (int64_t row = 0; row < s.Rows(); ++row) {
-      Moment total;
-      for (int64_t k = 0; k < s.Chunks(); ++k) {
-        const Moment& part = state->moments.data()[k * s.Rows() + row];
-        total.Add(part.count, part.mean, part.squares);
-      }
-      mean[row] = total.mean;
-      variance[row] = total.squares / total.count;
-    }
+    CombineMoments(state->moments.data(), s.Chunks(), s.Rows(), mean, variance);
   };
   return {tiles.Chunks(), run, finish};
 }

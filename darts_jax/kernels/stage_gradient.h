@@ -13,6 +13,14 @@ struct Incoming {
   const T *z, *gradient, *a, *alpha, *beta;
 };
 
+// dz of `count` numbers of a row, from number `at` of all on.
+template <typename T>
+void ThroughNormOf(const Incoming<T>& into, int64_t row, int64_t at, int64_t count, T* dz) {
+  const T *z = into.z + at, *gradient = into.gradient + at;
+  const T a = into.a[row], alpha = into.alpha[row], beta = into.beta[row];
+  for (int64_t i = 0; i < count; ++i) dz[i] = a * gradient[i] + alpha + beta * z[i];
+}
+
 // Where the gradients of a stage go. Without `taps` those of the kernels are not computed.
 template <typename T>
 struct StageGradients {
@@ -85,14 +93,8 @@ void BackwardOfInput(const Tiles<T, G>& s, int64_t i, int64_t b, int64_t images,
   if (kernels) std::fill(w.results, w.results + g.Output(), T(0));
   for (int64_t e = i; e < i + s.EdgesOfInput(); ++e) {
     for (int64_t c = 0; c < s.out_channels; ++c) {
-      const int64_t row = e * s.out_channels + c;
-      const T *z = into.z + (row * s.batch + b) * s.out,
-              *gradient = into.gradient + (row * s.batch + b) * s.out;
-      const T a = into.a[row], alpha = into.alpha[row], beta = into.beta[row];
-      T* to = w.dz + c * s.pitch;
-      for (int64_t p = 0; p < images * s.out; ++p) {
-        to[p] = a * gradient[p] + alpha + beta * z[p];
-      }
+      const int64_t row = e * s.out_channels + c, at = (row * s.batch + b) * s.out;
+      ThroughNormOf(into, row, at, images * s.out, w.dz + c * s.pitch);
     }
     if (kernels) {
       AddOuter(w.y + (e - i) * s.channels * s.pitch, s.channels, w.dz, s.out_channels,
@@ -109,26 +111,20 @@ void BackwardOfInput(const Tiles<T, G>& s, int64_t i, int64_t b, int64_t images,
   }
 }
 
-// dx of one channel of some images out of du, and the sums for scale and shift.
-template <typename T, typename G>
-void LeaveInput(const Tiles<T, G>& s, const StageInput<T>& from, int64_t i, int64_t c, int64_t b,
-                int64_t images, const Workspace<T, G>& w, const StageGradients<T>& to,
-                const Totals<T, G>& totals) {
-  const int64_t row = i * s.channels + c, numbers = images * s.in;
+// dx of one channel of some images out of du, `back`; returns the sums for shift and scale.
+template <typename T>
+std::pair<T, T> LeaveInput(const Stage& s, const StageInput<T>& from, int64_t row, int64_t b,
+                           int64_t images, const T* back, const StageGradients<T>& to) {
   const T* x = from.x + (row * s.batch + b) * s.in;
-  T *dx = to.x + (row * s.batch + b) * s.in, *back = w.back;
-  UnpackImages(s.g, w.du + c * s.g.Input(), images, back);
+  T* dx = to.x + (row * s.batch + b) * s.in;
   const T scale = from.scale[row], shift = from.shift[row];
   const bool add = to.add;
-  const auto [shifts, scales] =
-      TwoSums<T>(numbers, [=](int64_t p, auto as, auto& shifts, auto& scales) {
-        const auto value = Read(x + p, as);
-        const auto du = scale * value + shift > 0 ? Read(back + p, as) : as;
-        Write(dx + p, (add ? Read(dx + p, as) : as) + scale * du);
-        shifts += du, scales += du * value;
-      });
-  if (!to.scale) return;
-  totals.shift[row] += shifts, totals.scale[row] += scales;
+  return TwoSums<T>(images * s.in, [=](int64_t p, auto as, auto& shifts, auto& scales) {
+    const auto value = Read(x + p, as);
+    const auto du = scale * value + shift > 0 ? Read(back + p, as) : as;
+    Write(dx + p, (add ? Read(dx + p, as) : as) + scale * du);
+    shifts += du, scales += du * value;
+  });
 }
 
 // Adds up what the tasks found, in their order.
@@ -174,7 +170,10 @@ void BackwardOfImages(const Tiles<T, G>& s, const StageInput<T>& from, const T* 
       std::fill(w.du, w.du + s.channels * planes, T(0));
       BackwardOfInput(s, i, b, images, values, mix, to.taps != nullptr, into, w, totals);
       for (int64_t c = 0; c < s.channels; ++c) {
-        LeaveInput(s, from, i, c, b, images, w, to, totals);
+        const int64_t row = i * s.channels + c;
+        UnpackImages(s.g, w.du + c * planes, images, w.back);
+        const auto [shifts, scales] = LeaveInput(s, from, row, b, images, w.back, to);
+        if (to.scale) totals.shift[row] += shifts, totals.scale[row] += scales;
       }
     }
   }

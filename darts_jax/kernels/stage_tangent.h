@@ -33,6 +33,26 @@ void PackTangent(const Tiles<T, G>& s, const StagePair<T>& p, int64_t channel, i
   PackImages(s.g, row, images, planes, [](T value) { return value; });
 }
 
+// Adds the sums of zT and of z * zT.
+template <typename T>
+void AddTangentSums(const T* z, const T* z_t, int64_t numbers, double& sum, double& product) {
+  sum += Sum<T>(numbers, [=](int64_t k, auto as) { return Read(z_t + k, as); });
+  product += Sum<T>(
+      numbers, [=](int64_t k, auto as) { return Read(z_t + k, as) * Read(z + k, as); });
+}
+
+// Of `rows` rows, out of the sums and then the products of every task.
+inline void CombineTangentSums(const double* parts, int64_t tasks, int64_t rows, double* sums,
+                               double* products) {
+  for (int64_t row = 0; row < rows; ++row) {
+    sums[row] = products[row] = 0;
+    for (int64_t k = 0; k < tasks; ++k) {
+      sums[row] += parts[2 * k * rows + row];
+      products[row] += parts[(2 * k + 1) * rows + row];
+    }
+  }
+}
+
 // zT [n, C', B, H', W'], and the sums of zT and of z * zT over batch and image, [n, C'].
 template <typename T, typename G>
 void StageTangent(ffi::ThreadPool& pool, const Tiles<T, G>& s, const StagePair<T>& p, const T* z,
@@ -86,22 +106,13 @@ void StageTangent(ffi::ThreadPool& pool, const Tiles<T, G>& s, const StagePair<T
             T* to = z_t + (row * s.batch + b) * s.out;
             for (int64_t k = 0; k < g.Row(); ++k) one[k] += other[k];
             std::copy_n(one, numbers, to);
-            sum[row] += Sum<T>(numbers, [=](int64_t k, auto as) { return Read(to + k, as); });
-            sum[s.Rows() + row] += Sum<T>(numbers, [=](int64_t k, auto as) {
-              return Read(to + k, as) * Read(of + k, as);
-            });
+            AddTangentSums(of, to, numbers, sum[row], sum[s.Rows() + row]);
           }
         }
       }
     }
   });
-  for (int64_t row = 0; row < s.Rows(); ++row) {
-    sums[row] = products[row] = 0;
-    for (int64_t k = 0; k < s.Chunks(); ++k) {
-      sums[row] += parts[2 * k * s.Rows() + row];
-      products[row] += parts[(2 * k + 1) * s.Rows() + row];
-    }
-  }
+  CombineTangentSums(parts.data(), s.Chunks(), s.Rows(), sums, products);
 }
 
 // The gradients of x, scale and shift, and their tangents: dscale and dshift are needed for
@@ -146,6 +157,21 @@ struct TangentWorkspace {
   }
 };
 
+// dz and dzT of `count` numbers of a row, from number `at` of all on.
+template <typename T>
+void TangentThroughNorm(const Incoming<T>& into, const Incoming<T>& into_t, int64_t row,
+                        int64_t at, int64_t count, T* dz, T* dz_t) {
+  const T *z = into.z + at, *gradient = into.gradient + at;
+  const T *z_t = into_t.z + at, *gradient_t = into_t.gradient + at;
+  const T a = into.a[row], alpha = into.alpha[row], beta = into.beta[row];
+  const T a_t = into_t.a[row], alpha_t = into_t.alpha[row], beta_t = into_t.beta[row];
+  for (int64_t k = 0; k < count; ++k) {
+    dz[k] = a * gradient[k] + alpha + beta * z[k];
+    dz_t[k] =
+        a_t * gradient[k] + a * gradient_t[k] + alpha_t + beta_t * z[k] + beta * z_t[k];
+  }
+}
+
 // du and duT of one input of some images, through all its edges.
 template <typename T, typename G>
 void TangentOfInput(const Tiles<T, G>& s, int64_t i, int64_t b, int64_t images, const T* values,
@@ -156,16 +182,8 @@ void TangentOfInput(const Tiles<T, G>& s, int64_t i, int64_t b, int64_t images, 
   for (int64_t e = i; e < i + s.EdgesOfInput(); ++e) {
     for (int64_t c = 0; c < s.out_channels; ++c) {
       const int64_t row = e * s.out_channels + c, at = (row * s.batch + b) * s.out;
-      const T *z = into.z + at, *gradient = into.gradient + at;
-      const T *z_t = into_t.z + at, *gradient_t = into_t.gradient + at;
-      const T a = into.a[row], alpha = into.alpha[row], beta = into.beta[row];
-      const T a_t = into_t.a[row], alpha_t = into_t.alpha[row], beta_t = into_t.beta[row];
-      T *to = w.dz + c * s.pitch, *to_t = w.dz_t + c * s.pitch;
-      for (int64_t k = 0; k < images * s.out; ++k) {
-        to[k] = a * gradient[k] + alpha + beta * z[k];
-        to_t[k] = a_t * gradient[k] + a * gradient_t[k] + alpha_t + beta_t * z[k] +
-                  beta * z_t[k];
-      }
+      TangentThroughNorm(into, into_t, row, at, images * s.out, w.dz + c * s.pitch,
+                         w.dz_t + c * s.pitch);
     }
     const int64_t mixes = e * s.channels * s.out_channels;
     const auto multiply = [&](const T* mix, const T* dz, T* dy) {

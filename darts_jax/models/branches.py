@@ -26,14 +26,12 @@ def kernels_of(weights: Mapping[str, Any], stages: int) -> tuple[StageKernels, .
     found = []
     for i in range(stages):
         norm = weights.get(f"norm{i}", {})
-        found.append(
-            StageKernels(
-                weights[f"depth{i}"]["depthwise"],
-                weights[f"point{i}"]["pointwise"],
-                norm.get("scale"),
-                norm.get("bias"),
-            )
-        )
+        if f"conv{i}" in weights:
+            taps, mix = weights[f"conv{i}"]["conv"], None
+        else:
+            taps = weights[f"depth{i}"]["depthwise"]
+            mix = weights[f"point{i}"]["pointwise"]
+        found.append(StageKernels(taps, mix, norm.get("scale"), norm.get("bias")))
     return tuple(found)
 
 

@@ -1,10 +1,10 @@
 """The mixed operations of a source state as one function, for the CPU.
 
 The oracle is the plain supernet: each primitive a module, gradients by JAX. Here the
-separable and dilated convolutions of all edges that leave a source state, its pools, their
-batch norms and the weighted sum are one function with a derivative of its own,
-one C++ call forward and one backward (kernels/mixed.cc): what lies between two batch norms is
-never stored, no normalised copy is made, and the compiler sees two operations in place of
+separable, dilated and dense convolutions of all edges that leave a source state, its pools,
+their batch norms and the weighted sum are one function with a derivative of its own, one C++
+call forward and one backward (kernels/mixed.cc): what lies between two batch norms is never
+stored, no normalised copy is made, and the compiler sees two operations in place of
 hundreds.
 
     mixed[e] = sum over p of w[e, p] * (scale_p * (z[p, e] - mean[p, e])
@@ -36,13 +36,14 @@ from darts_jax.kernels.mixed import (
 )
 from darts_jax.kernels.substitute import substitute
 from darts_jax.models.depthwise import depthwise_conv, native
-from darts_jax.models.layers import avg_pool, max_pool
+from darts_jax.models.layers import avg_pool, max_pool, stacked_conv
 from darts_jax.models.normalise import EPSILON, plain_batch_norm, wide
 
 __all__ = [
     "BRANCHES",
     "Branches",
     "SHARED",
+    "STRIDE_ONE",
     "Operands",
     "Shared",
     "StageKernels",
@@ -52,17 +53,21 @@ __all__ = [
     "stages_of",
 ]
 
-# The primitives that are chains of stages; the stride is in the first.
+# The primitives that are chains of so many stages; the stride is in the first.
 BRANCHES = {
     "sep_conv_3x3": 2,
     "sep_conv_5x5": 2,
     "sep_conv_7x7": 2,
     "dil_conv_3x3": 1,
     "dil_conv_5x5": 1,
+    "nor_conv_1x1": 1,
+    "nor_conv_3x3": 1,
 }
 
-# The primitives whose value is the same for all edges that leave a state; a skip connection
-# is one where its stride is 1.
+# Those that are fused where their stride is 1: dense convolutions, and skip connections.
+STRIDE_ONE = ("nor_conv_1x1", "nor_conv_3x3", "skip_connect")
+
+# The primitives whose value is the same for all edges that leave a state.
 SHARED = {
     "max_pool_3x3": "max_pool",
     "avg_pool_3x3": "avg_pool",
@@ -208,6 +213,17 @@ _backward_tangent = substitute(
 )
 
 
+def _plain_stage(x: jax.Array, kernel: StageKernels, stage: Stage) -> jax.Array:
+    """Returns the stage's output before its norm, `[n, C', B, H', W']`."""
+    u = jax.nn.relu(x)
+    if kernel.mix is None:
+        pad = kernel.taps.shape[1] // 2
+        return stacked_conv(u, kernel.taps, (1, 1), (pad, pad))
+    y = depthwise_conv(u, kernel.taps, stride=stage.stride, dilation=stage.dilation)
+    z = kernel.mix.swapaxes(1, 2) @ y.reshape(*y.shape[:2], -1)
+    return z.reshape(*z.shape[:2], *y.shape[2:])
+
+
 def plain_mixed_branches(
     operands: Operands, branches: Branches
 ) -> tuple[jax.Array, Any]:
@@ -224,14 +240,7 @@ def plain_mixed_branches(
     for kernels, stages in zip(operands.kernels, branches.chains, strict=True):
         value, found = operands.x, []
         for kernel, stage in zip(kernels, stages, strict=True):
-            y = depthwise_conv(
-                jax.nn.relu(value),
-                kernel.taps,
-                stride=stage.stride,
-                dilation=stage.dilation,
-            )
-            z = kernel.mix.swapaxes(1, 2) @ y.reshape(*y.shape[:2], -1)
-            z = z.reshape(*z.shape[:2], *y.shape[2:])
+            z = _plain_stage(value, kernel, stage)
             value, moment = normalise(z, kernel.scale, kernel.shift)
             found.append(moment)
         values.append(value)

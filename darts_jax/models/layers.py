@@ -67,12 +67,47 @@ class PointwiseConv(nn.Module):
         return _pointwise(x, _as_computed(kernel, x))
 
 
-class Conv(nn.Module):
-    """Dense convolution without bias, `[C, B, H, W]` to `[n, C', B, H', W']`.
+def stacked_conv(
+    x: jax.Array, kernel: jax.Array, stride: tuple[int, int], padding: tuple[int, int]
+) -> jax.Array:
+    """Returns the dense convolutions of one source state by the kernels of n edges.
 
-    The n edges read one source state, so their kernels are one convolution with n * C'
-    output channels.
+    They are one convolution with n * C' output channels.
+
+    Args:
+        x: `[C, B, H, W]`.
+        kernel: `[n, K, L, C, C']`.
+        stride: along H and W, as the zero padding on both sides.
+        padding: pixels.
+
+    Returns:
+        `[n, C', B, H', W']`.
     """
+    edges, *window, _, channels = kernel.shape
+    if window == [1, 1] and padding == (0, 0):
+        # A matrix product: XLA's own rewrite of 1x1 convolutions misses this layout.
+        x = x[:, :, :: stride[0], :: stride[1]]
+        merged = kernel[:, 0, 0].transpose(1, 0, 2).reshape(1, x.shape[0], -1)
+        y = _pointwise(x[None], merged)[0]
+        return y.reshape(edges, channels, *y.shape[1:])
+    merged = kernel.transpose(1, 2, 3, 0, 4).reshape(*kernel.shape[1:4], -1)
+    size = window[0]
+    same = ([size, size], (1, 1), (size // 2, size // 2))
+    if size % 2 and (window, stride, padding) == same and depthwise.native():
+        y = native_dense(x, merged)
+    else:
+        y = lax.conv_general_dilated(
+            x,
+            merged,
+            window_strides=stride,
+            padding=[(pad, pad) for pad in padding],
+            dimension_numbers=("CNHW", "HWIO", "CNHW"),
+        )
+    return y.reshape(edges, channels, *y.shape[1:])
+
+
+class Conv(nn.Module):
+    """Dense convolution without bias, `[C, B, H, W]` to `[n, C', B, H', W']` for n edges."""
 
     channels: int
     kernel_size: tuple[int, int]
@@ -84,27 +119,7 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.edges, *self.kernel_size, x.shape[0], self.channels)
         kernel = _as_computed(self.param("conv", ZEROS, shape, jnp.float32), x)
-        if self.kernel_size == (1, 1) and self.padding == (0, 0):
-            # A matrix product: XLA's own rewrite of 1x1 convolutions misses this layout.
-            x = x[:, :, :: self.stride[0], :: self.stride[1]]
-            merged = kernel[:, 0, 0].transpose(1, 0, 2).reshape(1, x.shape[0], -1)
-            y = _pointwise(x[None], merged)[0]
-            return y.reshape(self.edges, self.channels, *y.shape[1:])
-        merged = kernel.transpose(1, 2, 3, 0, 4).reshape(*shape[1:4], -1)
-        size = self.kernel_size[0]
-        same = ((size, size), (1, 1), (size // 2, size // 2))
-        given = (self.kernel_size, self.stride, self.padding)
-        if size % 2 and given == same and depthwise.native():
-            y = native_dense(x, merged)
-        else:
-            y = lax.conv_general_dilated(
-                x,
-                merged,
-                window_strides=self.stride,
-                padding=[(pad, pad) for pad in self.padding],
-                dimension_numbers=("CNHW", "HWIO", "CNHW"),
-            )
-        return y.reshape(self.edges, self.channels, *y.shape[1:])
+        return stacked_conv(x, kernel, self.stride, self.padding)
 
 
 class RunningMoments(nn.Module):

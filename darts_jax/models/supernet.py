@@ -17,6 +17,7 @@ from darts_jax.models.branches import BranchMoments, kernels_of
 from darts_jax.models.fused import (
     BRANCHES,
     SHARED,
+    STRIDE_ONE,
     Branches,
     Operands,
     Shared,
@@ -93,7 +94,7 @@ class MixedEdges(nn.Module):
             return []
         known = {*BRANCHES, *SHARED}
         if self.stride != 1:
-            known.remove("skip_connect")  # there it has kernels of its own
+            known -= set(STRIDE_ONE)
         return [
             o
             for o, everywhere in enumerate(np.all(self.allowed, axis=0))

@@ -11,7 +11,7 @@ import pytest
 
 from darts_jax import zoo
 from darts_jax.bilevel import HYPERGRADIENTS
-from darts_jax.genotype import Genotype
+from darts_jax.genotype import Genotype, parse_text
 from darts_jax.kernels.compiled import kernels, why_not
 from darts_jax.kernels.mixed import StageKernels
 from darts_jax.models import fused, make_network, make_supernet
@@ -52,10 +52,15 @@ SHAPES = [
     (1, 2, 2, 16, (2, 1), 1),
 ]
 PRIMITIVES = ("sep_conv_3x3", "sep_conv_5x5", "dil_conv_5x5")
+# Of NAS-Bench-201, and one of DARTS between them.
+DENSE = ("nor_conv_3x3", "sep_conv_3x3", "nor_conv_1x1")
 
 
 def _problem(
-    shape: Any, rng: np.random.Generator, affine: bool = False
+    shape: Any,
+    rng: np.random.Generator,
+    affine: bool = False,
+    primitives: tuple[str, ...] = PRIMITIVES,
 ) -> tuple[Any, Any, Any]:
     """Operands, branches and the weights of a sum over the result."""
     edges, channels, out_channels, batch, image, stride = shape
@@ -63,14 +68,17 @@ def _problem(
     def draw(*shape: int) -> jax.Array:
         return jnp.asarray(rng.normal(size=shape))
 
-    chains = tuple(fused.stages_of(name, stride) for name in PRIMITIVES)
+    chains = tuple(fused.stages_of(name, stride) for name in primitives)
     kernels = []
-    for name, stages in zip(PRIMITIVES, chains, strict=True):
+    for name, stages in zip(primitives, chains, strict=True):
         size, inputs, chain = int(name[-1]), channels, []
         for _ in stages:
-            kernel = StageKernels(
-                draw(edges, size, size, inputs), draw(edges, inputs, out_channels)
-            )
+            if name.startswith("nor"):
+                kernel = StageKernels(draw(edges, size, size, inputs, out_channels))
+            else:
+                kernel = StageKernels(
+                    draw(edges, size, size, inputs), draw(edges, inputs, out_channels)
+                )
             if affine:
                 kernel = kernel._replace(
                     scale=draw(edges, out_channels), shift=draw(edges, out_channels)
@@ -85,20 +93,33 @@ def _problem(
     out = (out_channels, batch, *(-(-length // stride) for length in image))
     operands = fused.Operands(
         draw(channels, batch, *image),
-        draw(edges, len(PRIMITIVES) + len(shared)),
+        draw(edges, len(primitives) + len(shared)),
         tuple(kernels),
     )
     return operands, fused.Branches(chains, shared, stride), draw(edges, *out)
 
 
-# Of all shapes those of a search; of a derived network's norms one is enough.
-@pytest.mark.parametrize(
-    ("shape", "affine"), [*((shape, False) for shape in SHAPES), (SHAPES[3], True)]
-)
+# Of all shapes those of a search; of a derived network's norms one is enough. Dense
+# convolutions have stride 1.
+CASES = [
+    *((shape, False, PRIMITIVES) for shape in SHAPES),
+    (SHAPES[3], True, PRIMITIVES),
+    *((shape, False, DENSE) for shape in SHAPES if shape[-1] == 1),
+    ((5, 7, 9, 5, (3, 16), 1), True, DENSE),
+    ((2, 5, 5, 7, (5, 8), 1), False, DENSE),
+    ((3, 5, 5, 8, (3, 5), 1), False, DENSE),
+]
+
+
+@pytest.mark.parametrize(("shape", "affine", "primitives"), CASES)
 def test_mixed_branches_and_its_first_two_derivatives(
-    shape: Any, affine: bool, float64: None, rng: np.random.Generator
+    shape: Any,
+    affine: bool,
+    primitives: tuple[str, ...],
+    float64: None,
+    rng: np.random.Generator,
 ) -> None:
-    operands, branches, weights = _problem(shape, rng, affine)
+    operands, branches, weights = _problem(shape, rng, affine, primitives)
     direction = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), operands)
 
     def all_of(function: Any) -> Any:
@@ -114,12 +135,22 @@ def test_mixed_branches_and_its_first_two_derivatives(
     assert_close(all_of(fused.mixed_branches), all_of(fused.plain_mixed_branches))
 
 
-@pytest.mark.parametrize("shape", [(3, 2, 3, 32, (8, 8), 2), (2, 3, 3, 48, (2, 5), 1)])
-def test_single_precision(shape: Any, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize(
+    ("shape", "primitives"),
+    [
+        ((3, 2, 3, 32, (8, 8), 2), PRIMITIVES),
+        ((2, 3, 3, 48, (2, 5), 1), PRIMITIVES),
+        ((3, 8, 8, 32, (8, 8), 1), DENSE),
+        ((3, 8, 8, 5, (4, 32), 1), DENSE),
+    ],
+)
+def test_single_precision(
+    shape: Any, primitives: tuple[str, ...], rng: np.random.Generator
+) -> None:
     # Its vectors have twice the lanes.
     operands, branches, weights = jax.tree.map(
         lambda x: x.astype(jnp.float32) if isinstance(x, jax.Array) else x,
-        _problem(shape, rng),
+        _problem(shape, rng, primitives=primitives),
     )
 
     def all_of(function: Any) -> Any:
@@ -299,7 +330,13 @@ def test_hypergradients_agree(
     hypergradient: str, float64: None, rng: np.random.Generator
 ) -> None:
     space = SPACES["tiny"](
-        primitives=("none", "max_pool_3x3", "skip_connect", "sep_conv_3x3")
+        primitives=(
+            "none",
+            "max_pool_3x3",
+            "skip_connect",
+            "sep_conv_3x3",
+            "nor_conv_3x3",
+        )
     )
     models = _supernets(space, image_shape=(8, 8, 1), num_classes=3)
     weights, stats = jax.tree.map(
@@ -335,18 +372,29 @@ def test_hypergradients_agree(
     assert_close(results["fused"], results["plain"], 1e-9)
 
 
-def test_derived_networks_agree(float64: None, rng: np.random.Generator) -> None:
-    genotype = Genotype.from_json(zoo.entry("DARTS_V2")["genotype"])
+DERIVED = {
+    "darts": Genotype.from_json(zoo.entry("DARTS_V2")["genotype"]),
+    "nas_bench_201": parse_text(
+        "|nor_conv_3x3~0|+|nor_conv_1x1~0|avg_pool_3x3~1|+|skip_connect~0|none~1|nor_conv_3x3~2|"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DERIVED)
+def test_derived_networks_agree(
+    name: str, float64: None, rng: np.random.Generator
+) -> None:
+    genotype = DERIVED[name]
     models = {
-        name: make_network(
+        implementation: make_network(
             genotype,
             image_shape=(8, 8, 3),
             num_classes=4,
-            num_cells=3,
+            num_cells=3 if name == "darts" else 1,
             channels=2,
-            implementation=name,
+            implementation=implementation,
         )
-        for name in ("plain", "fused")
+        for implementation in ("plain", "fused")
     }
     weights, stats = models["plain"].init(jax.random.key(0))
     # Scales and shifts of the norms that differ from 1 and 0.
