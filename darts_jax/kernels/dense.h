@@ -104,7 +104,9 @@ struct Walk {
 
 // How many of the columns that are left are computed at once.
 inline int64_t ColumnsAtOnce(int64_t left) {
-  return left == 12 || left >= 20 ? 12 : left >= 8 ? 8 : left >= 4 ? 4 : 1;
+  if (kManyRegisters && (left == 12 || left >= 20)) return 12;
+  if (kManyRegisters && left >= 8) return 8;
+  return left == 6 || left > 8 ? 6 : left >= 4 ? 4 : 1;
 }
 
 // The kernels as the matrix that DenseProduct takes: its rows in the order of RowsOf, the
@@ -173,6 +175,7 @@ void DenseProduct(const Walk<T>& walk, const std::vector<int64_t>& rows, const T
       switch (width) {
         case 12: run(DenseBlock<T, 12>); break;
         case 8: run(DenseBlock<T, 8>); break;
+        case 6: run(DenseBlock<T, 6>); break;
         case 4: run(DenseBlock<T, 4>); break;
         default: run(DenseBlock<T, 1>);
       }

@@ -111,7 +111,8 @@ inline void LanesBlock(const Lanes<T>& g, const T* from, int64_t h, const T* con
 
 template <typename T, int kEdges, bool kAdd>
 void LanesRows(const Lanes<T>& g, const T* planes, const T* const* value, T* const* rows) {
-  constexpr int kLanes = Vector<T>::kLanes, kBlock = kEdges == 1 ? 8 : 4;
+  constexpr int kLanes = Vector<T>::kLanes;
+  constexpr int kBlock = kEdges == 1 ? 8 : kManyRegisters ? 4 : 2;
   T* to[kEdges];
   std::copy(rows, rows + kEdges, to);
   const auto advance = [&](int64_t count) {

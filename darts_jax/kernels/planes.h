@@ -67,7 +67,7 @@ struct Geometry {
 template <typename T>
 inline void CopyRow(const T* from, int64_t count, T* to) {
   constexpr int kLanes = Vector<T>::kLanes;
-  typedef T Half __attribute__((vector_size(32), aligned(sizeof(T)), may_alias));
+  typedef T Half __attribute__((vector_size(kBytes / 2), aligned(sizeof(T)), may_alias));
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) {
     Store(to + i, Load(from + i));

@@ -1,5 +1,5 @@
-// Vectors of 64 bytes, in the compiler's own terms: where a machine's are shorter, it splits
-// them.
+// Vectors as long as the machine's, in the compiler's own terms. Of longer ones GCC makes code
+// that is a hundred times slower than of these (benchmarks/NOTES.md).
 
 #ifndef DARTS_JAX_KERNELS_VECTORS_H_
 #define DARTS_JAX_KERNELS_VECTORS_H_
@@ -10,10 +10,25 @@
 
 namespace planes {
 
+#if defined(__AVX512F__)
+constexpr int kBytes = 64;
+#elif defined(__AVX__)
+constexpr int kBytes = 32;
+#else
+constexpr int kBytes = 16;
+#endif
+
+// Whether the machine has 32 vector registers, or 16: how many sums a loop can hold.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr bool kManyRegisters = true;
+#else
+constexpr bool kManyRegisters = false;
+#endif
+
 template <typename T>
 struct Vector {
-  static constexpr int kLanes = 64 / sizeof(T);
-  typedef T Type __attribute__((vector_size(64), aligned(sizeof(T)), may_alias));
+  static constexpr int kLanes = kBytes / sizeof(T);
+  typedef T Type __attribute__((vector_size(kBytes), aligned(sizeof(T)), may_alias));
 };
 
 template <typename T>
@@ -27,19 +42,24 @@ inline void Store(T* p, typename Vector<T>::Type v) {
 }
 
 // In halves: a plain loop over the lanes would be a chain of dependent additions.
+template <typename T, int kSize>
+inline T AddLanes(const void* lanes) {
+  typedef T Half __attribute__((vector_size(kSize / 2)));
+  if constexpr (kSize > 16) {
+    Half halves[2];
+    std::memcpy(halves, lanes, kSize);
+    const Half sum = halves[0] + halves[1];
+    return AddLanes<T, kSize / 2>(&sum);
+  }
+  T numbers[kSize / sizeof(T)], total = 0;
+  std::memcpy(numbers, lanes, kSize);
+  for (const T number : numbers) total += number;
+  return total;
+}
+
 template <typename T>
 inline T AddLanes(typename Vector<T>::Type v) {
-  typedef T Half __attribute__((vector_size(32)));
-  typedef T Quarter __attribute__((vector_size(16)));
-  Half halves[2];
-  Quarter quarters[2];
-  std::memcpy(halves, &v, sizeof(v));
-  const Half half = halves[0] + halves[1];
-  std::memcpy(quarters, &half, sizeof(half));
-  const Quarter quarter = quarters[0] + quarters[1];
-  T total = 0;
-  for (size_t i = 0; i < sizeof(quarter) / sizeof(T); ++i) total += quarter[i];
-  return total;
+  return AddLanes<T, kBytes>(static_cast<const void*>(&v));
 }
 
 // The sum of f(i) over i < count, where f(i) of a vector type holds the numbers from i on and

@@ -155,7 +155,8 @@ def test_mistakes_are_one_line(name: str, options: dict, words: str) -> None:
 def test_no_tensorflow_and_no_noise(tmp_path) -> None:
     """A fresh process prepares and loads, says nothing, and never imports TensorFlow."""
     program = (
-        "import sys; from darts_jax.data import load_dataset\n"
+        "import sys; from darts_jax.data import load_dataset, progress\n"
+        "progress.QUIET_SECONDS = 60  # a slow machine may speak sooner\n"
         f"for _ in range(2): load_dataset('synthetic', data_dir={str(tmp_path)!r})\n"
         "assert 'tensorflow_datasets' in sys.modules\n"
         "assert not {'tensorflow', 'torch'} & set(sys.modules)\n"

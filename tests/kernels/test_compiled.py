@@ -1,6 +1,7 @@
 """Building the kernels: kept under a name of what they depend on, done without where not."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,35 @@ def test_built_once_and_found_again(tmp_path: Path) -> None:
     before = library.stat().st_mtime_ns
     assert _asked(tmp_path, CXX=compiled._compiler() or "") == "native |"
     assert library.stat().st_mtime_ns == before
+
+
+# AVX2 and SSE2; the machine's own is what every other test runs.
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names processors of x86-64")
+@pytest.mark.parametrize("processor", ["x86-64-v3", "x86-64"])
+@needs_kernels
+def test_processors_with_shorter_vectors(processor: str, tmp_path: Path) -> None:
+    compiler = tmp_path / "compiler"
+    compiler.write_text(
+        "#!/usr/bin/env bash\n"
+        f'exec {compiled._compiler()} "${{@/-march=native/-march={processor}}}"\n'
+    )
+    compiler.chmod(0o755)
+    environment = {"CXX": str(compiler), "DARTS_JAX_CACHE": str(tmp_path)}
+    assert _asked(tmp_path, **environment) == "native |"
+    tests = Path(__file__).parents[1]
+    run = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "--quiet", "--numprocesses", "0"),
+            *("-p", "no:cacheprovider", "-k", "precision or dense or not mixed"),
+            *(tests / "models" / "test_fused.py", tests / "kernels" / "test_native.py"),
+        ],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout
+    assert "passed" in run.stdout
 
 
 def test_done_without_where_they_cannot_be_built(tmp_path: Path) -> None:
