@@ -73,9 +73,11 @@ def _z_shapes(operands: Operands, branches: Branches) -> list[list[tuple[int, ..
     """Returns the shape `[n, C', B, H', W']` of each stage's z."""
     shapes = []
     for kernels, stages in zip(operands.kernels, branches.chains, strict=True):
-        chain = []
+        chain: list[tuple[int, ...]] = []
         _, batch, *image = operands.x.shape
         for kernel, stage in zip(kernels, stages, strict=True):
+            dense = kernel.mix is None
+            assert not dense or (not chain and stage == Stage(1, 1)), "see Stage"
             edges, *_, channels = (
                 kernel.taps if kernel.mix is None else kernel.mix
             ).shape

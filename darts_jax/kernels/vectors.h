@@ -1,5 +1,5 @@
 // Vectors as long as the machine's, in the compiler's own terms. Of longer ones GCC makes code
-// that is a hundred times slower than of these (benchmarks/NOTES.md).
+// that is many times slower (benchmarks/NOTES.md).
 
 #ifndef DARTS_JAX_KERNELS_VECTORS_H_
 #define DARTS_JAX_KERNELS_VECTORS_H_

@@ -43,10 +43,10 @@ __all__ = [
     "BRANCHES",
     "Branches",
     "SHARED",
-    "STRIDE_ONE",
     "Operands",
     "Shared",
     "StageKernels",
+    "fuses",
     "fusible",
     "mixed_branches",
     "plain_mixed_branches",
@@ -65,7 +65,7 @@ BRANCHES = {
 }
 
 # Those that are fused where their stride is 1: dense convolutions, and skip connections.
-STRIDE_ONE = ("nor_conv_1x1", "nor_conv_3x3", "skip_connect")
+_STRIDE_ONE = ("nor_conv_1x1", "nor_conv_3x3", "skip_connect")
 
 # The primitives whose value is the same for all edges that leave a state.
 SHARED = {
@@ -78,6 +78,12 @@ SHARED = {
 def fusible(dtype: Any) -> bool:
     """Whether the function of this module can be used: our kernels are there for the dtype."""
     return dtype in (jnp.float32, jnp.float64) and native()
+
+
+def fuses(primitive: str, stride: int) -> bool:
+    """Whether the function of this module has the primitive of an edge of that stride."""
+    known = primitive in BRANCHES or primitive in SHARED
+    return known and (stride == 1 or primitive not in _STRIDE_ONE)
 
 
 def stages_of(primitive: str, stride: int) -> tuple[Stage, ...]:

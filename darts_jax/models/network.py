@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from darts_jax.errors import UserError
 from darts_jax.genotype import CellGenotype, Genotype
 from darts_jax.models.branches import fused_operation
-from darts_jax.models.fused import BRANCHES, STRIDE_ONE, fusible
+from darts_jax.models.fused import BRANCHES, fuses, fusible
 from darts_jax.models.layers import BatchNorm
 from darts_jax.models.model import as_model
 from darts_jax.models.normalise import exact
@@ -62,10 +62,8 @@ class DerivedCell(nn.Module):
                 stride = 2 if self.reduction and source < len(inputs) else 1
                 name = f"node{number}_edge{row}_{primitive}"
                 x = states[source]
-                fits = primitive in BRANCHES and (
-                    stride == 1 or primitive not in STRIDE_ONE
-                )
-                if fits and fused and not self.is_initializing():
+                chain = primitive in BRANCHES and fuses(primitive, stride)
+                if chain and fused and not self.is_initializing():
                     y = fused_operation(self, name, primitive, x, stride)[0]
                 else:
                     build = OPERATIONS[primitive]

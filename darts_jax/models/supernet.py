@@ -17,10 +17,10 @@ from darts_jax.models.branches import BranchMoments, kernels_of
 from darts_jax.models.fused import (
     BRANCHES,
     SHARED,
-    STRIDE_ONE,
     Branches,
     Operands,
     Shared,
+    fuses,
     fusible,
     mixed_branches,
     stages_of,
@@ -92,13 +92,10 @@ class MixedEdges(nn.Module):
         """Returns the primitives that one function computes: those that every edge has."""
         if not (self.fused and fusible(dtype)) or self.is_initializing():
             return []
-        known = {*BRANCHES, *SHARED}
-        if self.stride != 1:
-            known -= set(STRIDE_ONE)
         return [
             o
             for o, everywhere in enumerate(np.all(self.allowed, axis=0))
-            if everywhere and self.primitives[o] in known
+            if everywhere and fuses(self.primitives[o], self.stride)
         ]
 
     def _mixed_branches(
