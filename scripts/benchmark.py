@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Runs `darts-jax benchmark` from the checkout that this script stands in.
 
     python scripts/benchmark.py --size paper_b16 --baseline torch [--json FILE]

@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Runs the main job over several seeds against random genotypes, and records the numbers.
 
     python scripts/study.py --name=NAME --runs=DIR --seeds=3 --randoms=5 \

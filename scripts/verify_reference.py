@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Prints how far we are from the PyTorch reference on a folder of golden vectors.
 
     python scripts/verify_reference.py DIR [FILE.npz ...]

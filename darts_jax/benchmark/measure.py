@@ -166,26 +166,34 @@ def _alternate(
     """Runs all implementations side by side, a step of each in turn."""
     entry: dict[str, dict[str, Any]] = {}
     workers: dict[str, Worker] = {}
+    sides = (Baseline(OURS, run.command), *run.baselines)
+    optional = {side.name for side in sides if side.optional}
+
+    def tolerate(name: str, error: WorkerError) -> None:
+        if name not in optional:
+            raise error
+        entry[name] = {"failed": error.reason}
+        workers.pop(name, None)
+        run.say(f"{workload}: {name} failed: {error.reason}")
+
     with ExitStack() as stack:
-        for side in (Baseline(OURS, run.command), *run.baselines):
-            workers[side.name] = worker = stack.enter_context(
-                started(side.command, variables)
-            )
-            request = _request(run, workload, side.name)
+        for name, command, _ in sides:
+            worker = stack.enter_context(started(command, variables))
             try:
-                entry[side.name] = _warmed_up(worker, request)
+                entry[name] = _warmed_up(worker, _request(run, workload, name))
             except WorkerError as error:
-                if not side.optional:
-                    raise
-                entry[side.name] = {"failed": str(error).splitlines()[-1]}
-                del workers[side.name]
-            state = "failed" if "failed" in entry[side.name] else "is ready"
-            run.say(f"{workload}: {side.name} {state}")
+                tolerate(name, error)
+            else:
+                workers[name] = worker
+                run.say(f"{workload}: {name} is ready")
         replies: dict[str, list[dict]] = {name: [] for name in workers}
         for i in range(run.steps):
             # Each goes first as often as last.
             for name in list(workers)[:: -1 if i % 2 else 1]:
-                replies[name].append(workers[name].ask("step"))
+                try:
+                    replies[name].append(workers[name].ask("step"))
+                except WorkerError as error:
+                    tolerate(name, error)
         for name, worker in workers.items():
             entry[name] |= worker.ask("peak") | _summary(
                 replies[name], images_per_step(size_named(run.size), workload)

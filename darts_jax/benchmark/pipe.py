@@ -15,7 +15,14 @@ SHOWN = 15  # lines of a failed worker's stderr
 
 
 class WorkerError(RuntimeError):
-    """A worker ended before it answered; the message holds the end of its stderr."""
+    """A worker ended before it answered; the message holds the end of its stderr.
+
+    reason: how it ended and its last line, in one line.
+    """
+
+    def __init__(self, command: str, how: str, last_lines: Sequence[str] = ()) -> None:
+        super().__init__("\n".join([f"{command} {how}", *last_lines]))
+        self.reason = ": ".join([how, *last_lines[-1:]])
 
 
 def serve(handlers: Mapping[str, Handler]) -> None:
@@ -52,19 +59,19 @@ class Worker(NamedTuple):
         except BrokenPipeError:
             line = ""
         if not line:
-            raise WorkerError(self._ending())
+            raise self._ending()
         return json.loads(line)
 
-    def _ending(self) -> str:
+    def _ending(self) -> WorkerError:
         status = self.process.wait()
         self.errors.seek(0)
-        last = self.errors.read().splitlines()[-SHOWN:]
+        last = [line for line in self.errors.read().splitlines() if line.strip()]
         if status < 0:
             how = f"signal {-status}"
             how += " (out of memory?)" if status == -9 else ""
         else:
             how = f"status {status}"
-        return "\n".join([f"{shlex.join(self.command)} ended with {how}", *last])
+        return WorkerError(shlex.join(self.command), f"ended with {how}", last[-SHOWN:])
 
 
 @contextmanager

@@ -129,7 +129,7 @@ def test_a_run_that_fails_keeps_what_was_measured(
 
     def fail_later(_: Any, workload: str) -> dict[str, Any]:
         if workload == "retrain_step":
-            raise WorkerError("ended with signal 9")
+            raise WorkerError("worker", "ended with signal 9")
         return {"jax": figures}
 
     monkeypatch.setattr(benchmark.measure, "survey", lambda _: {"backend": "cpu"})
