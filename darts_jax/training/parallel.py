@@ -200,8 +200,8 @@ def compile_steps(
 
     step: `(state, sums, order, data) -> (state, sums)`, one training step of one run.
     at_once: more than 1: `count` steps, at most so many, are one call, a loop on the device,
-        so that the host is not asked between them; 1: every call is one step (XLA:CPU runs
-        what is in a loop several times more slowly).
+        so that the host is not asked between them; 1: every call is one step (XLA:CPU takes
+        longer to compile what is in a loop: benchmarks/NOTES.md).
     remat: whether parts of the step are to be computed again.
     """
     options = {}
