@@ -54,31 +54,14 @@ def substitute(
         )
         return out, list(change)
 
-    def zeros(absent: Any) -> jax.Array:
-        return jnp.zeros(absent.aval.shape, absent.aval.dtype)
-
     def transpose(cotangents: Any, *operands: Any, **static: Any) -> Any:
-        filled = [zeros(c) if type(c) is ad.Zero else c for c in cotangents]
+        filled = [_filled(cotangent) for cotangent in cotangents]
         wanted = [ad.is_undefined_primal(o) for o in operands]
-        linear = [i for i, undefined in enumerate(wanted) if undefined]
-        if transposed is not None:
-            known = [None if w else o for o, w in zip(operands, wanted, strict=True)]
-            into = transposed(filled, wanted, *known, **static)
-            return [value if w else None for value, w in zip(into, wanted, strict=True)]
-
-        def of_linear(*arrays: jax.Array) -> Any:
-            all_arrays = list(operands)
-            for i, array in zip(linear, arrays, strict=True):
-                all_arrays[i] = array
-            return tuple(plain(*all_arrays, **static))
-
-        avals: list[Any] = [operands[i].aval for i in linear]
-        shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals]
-        found: list[Any] = [None] * len(operands)
-        into = jax.linear_transpose(of_linear, *shapes)(tuple(filled))
-        for i, value in zip(linear, into, strict=True):
-            found[i] = value
-        return found
+        if transposed is None:
+            return _transposed(functools.partial(plain, **static), filled, operands)
+        known = [None if w else o for o, w in zip(operands, wanted, strict=True)]
+        into = transposed(filled, wanted, *known, **static)
+        return [value if w else None for value, w in zip(into, wanted, strict=True)]
 
     def batched(operands: Any, axes: Any, **static: Any) -> Any:
         mapped = jax.vmap(lambda *arrays: tuple(plain(*arrays, **static)), axes)
@@ -97,3 +80,34 @@ def substitute(
     ad.primitive_transposes[primitive] = transpose
     batching.primitive_batchers[primitive] = batched
     return primitive.bind
+
+
+def _filled(cotangent: Any) -> jax.Array:
+    if type(cotangent) is not ad.Zero:
+        return cotangent
+    absent: Any = cotangent.aval
+    return jnp.zeros(absent.shape, absent.dtype)
+
+
+def _transposed(
+    function: Callable[..., Arrays], cotangents: Arrays, operands: Sequence[Any]
+) -> list[Any]:
+    """Returns the cotangents of the operands that are undefined, None for the others.
+
+    function: linear in those that are undefined.
+    """
+    linear = [i for i, o in enumerate(operands) if ad.is_undefined_primal(o)]
+
+    def of_linear(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+        filled = list(operands)
+        for i, array in zip(linear, arrays, strict=True):
+            filled[i] = array
+        return tuple(function(*filled))
+
+    avals: list[Any] = [operands[i].aval for i in linear]
+    shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals]
+    into = jax.linear_transpose(of_linear, *shapes)(tuple(cotangents))
+    found: list[Any] = [None] * len(operands)
+    for i, value in zip(linear, into, strict=True):
+        found[i] = value
+    return found

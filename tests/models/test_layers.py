@@ -19,7 +19,7 @@ from darts_jax.models.layers import (
 from darts_jax.models.operations import FactorizedReduce
 from darts_jax.models.skeleton import ResidualBlock
 
-close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-12)
+assert_close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-12)
 
 
 def _windows(height: int, width: int, size, stride, pad):
@@ -78,7 +78,7 @@ def test_max_pool_gives_the_gradient_to_the_first_of_ties(
     y, dx = _pool_and_gradient(stride, x, cotangent)
     wanted, gradient = _max_pool(x, cotangent, stride)
     np.testing.assert_array_equal(y, wanted)
-    close(dx, gradient)
+    assert_close(dx, gradient)
 
 
 def test_max_pool_of_a_constant_image(float64: None) -> None:
@@ -111,7 +111,7 @@ def test_avg_pool_leaves_padding_out_of_the_count(
     assert y.shape == (2, 3, windows[-1][0] + 1, windows[-1][1] + 1)
     for row, column, rows, columns in windows:
         part = x[..., _inside(rows, image[0]), :][..., _inside(columns, image[1])]
-        close(y[..., row, column], part.mean((-2, -1)))
+        assert_close(y[..., row, column], part.mean((-2, -1)))
 
 
 def test_relu_has_no_gradient_at_zero() -> None:
@@ -156,17 +156,17 @@ def test_conv_equals_the_loop(
     kernel = rng.normal(size=(edges, *size, 3, 4))
     y = Conv(4, size, stride, padding, edges).apply({"params": {"conv": kernel}}, x)
     for e in range(edges):
-        close(y[e], _conv(x, kernel[e], stride, padding))
+        assert_close(y[e], _conv(x, kernel[e], stride, padding))
 
 
 def test_pointwise_conv_and_linear(float64: None, rng: np.random.Generator) -> None:
     x, kernel = rng.normal(size=(2, 3, 2, 4, 5)), rng.normal(size=(2, 3, 4))
     y = PointwiseConv(4).apply({"params": {"pointwise": kernel}}, x)
     for e in range(2):
-        close(y[e], _conv(x[e], kernel[e][None, None], (1, 1), (0, 0)))
+        assert_close(y[e], _conv(x[e], kernel[e][None, None], (1, 1), (0, 0)))
     x, kernel, bias = (rng.normal(size=shape) for shape in ((2, 3), (3, 4), (4,)))
     y = Linear(4).apply({"params": {"linear": kernel, "bias_of_3": bias}}, x)
-    close(y, x @ kernel + bias)
+    assert_close(y, x @ kernel + bias)
 
 
 @pytest.mark.parametrize("image", [(6, 6), (7, 9), (1, 1)])
@@ -181,7 +181,7 @@ def test_factorized_reduce_halves_odd_sizes_too(
     padded = np.pad(x.clip(0), [(0, 0), (0, 0), *[(0, s % 2) for s in image]])
     for channels, kernel, start in ((slice(2), half[0], 0), (slice(2, 5), half[1], 1)):
         part = padded[:, :, start::2, start::2]
-        close(y[channels], _conv(part, kernel[0], (1, 1), (0, 0)))
+        assert_close(y[channels], _conv(part, kernel[0], (1, 1), (0, 0)))
 
 
 @pytest.mark.parametrize("image", [(4, 6), (5, 7)])
@@ -201,7 +201,7 @@ def test_the_shortcut_of_nas_bench_201_averages_what_there_is(
     assert y.shape == (3, 2, *(-(-size // 2) for size in image))
     for row, column in np.ndindex(*y.shape[2:]):
         part = x[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
-        close(y[:, :, row, column], part.mean((-2, -1)))
+        assert_close(y[:, :, row, column], part.mean((-2, -1)))
 
 
 class _Identity(nn.Module):
@@ -235,10 +235,12 @@ def test_batch_norm_in_training(
     mean = x.mean(axes)
     wanted = _normalised(x, mean, x.var(axes))  # biased
     scale, bias = (weights[k][..., None, None, None] for k in ("scale", "bias"))
-    close(y, wanted * scale + bias)
+    assert_close(y, wanted * scale + bias)
     after = updated["batch_stats"]
-    close(after["mean"], 0.9 * stats["mean"] + 0.1 * mean)
-    close(after["var"], 0.9 * stats["var"] + 0.1 * x.var(axes, ddof=1))  # unbiased
+    assert_close(after["mean"], 0.9 * stats["mean"] + 0.1 * mean)
+    assert_close(
+        after["var"], 0.9 * stats["var"] + 0.1 * x.var(axes, ddof=1)
+    )  # unbiased
 
 
 @pytest.mark.parametrize("evaluation", ["running", "batch"])
@@ -253,7 +255,7 @@ def test_batch_norm_in_evaluation(
     used = stats
     if evaluation == "batch":
         used = {"mean": x.mean((1, 2, 3)), "var": x.var((1, 2, 3))}
-    close(y, _normalised(x, **used))
+    assert_close(y, _normalised(x, **used))
     jax.tree.map(np.testing.assert_array_equal, updated["batch_stats"], stats)
 
 
@@ -276,14 +278,14 @@ def test_edges_that_share_an_input_keep_statistics_of_their_own(
     variables = {"batch_stats": stats}
     y, updated = norm.apply(variables, x, train=True, mutable="batch_stats")
     assert y.shape == (1, *x.shape)  # the same for both: computed once
-    close(y[0], _normalised(x, x.mean((1, 2, 3)), x.var((1, 2, 3))))
+    assert_close(y[0], _normalised(x, x.mean((1, 2, 3)), x.var((1, 2, 3))))
     after = updated["batch_stats"]
-    close(after["mean"], 0.9 * stats["mean"] + 0.1 * x.mean((1, 2, 3)))
-    close(after["var"], 0.9 * stats["var"] + 0.1 * x.var((1, 2, 3), ddof=1))
+    assert_close(after["mean"], 0.9 * stats["mean"] + 0.1 * x.mean((1, 2, 3)))
+    assert_close(after["var"], 0.9 * stats["var"] + 0.1 * x.var((1, 2, 3), ddof=1))
     y = norm.apply(variables, x, train=False)
     assert y.shape == (2, *x.shape)
     for e in range(2):
-        close(y[e], _normalised(x, stats["mean"][e], stats["var"][e]))
+        assert_close(y[e], _normalised(x, stats["mean"][e], stats["var"][e]))
 
 
 def test_initialising_does_not_move_the_statistics() -> None:

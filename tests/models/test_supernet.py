@@ -197,9 +197,11 @@ def test_a_mixed_operation_is_linear_in_its_edge_weights(
 ) -> None:
     apply, allowed = mixed
     a, b = rng.normal(size=(2, 3, 4))
-    close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-12)
-    close(apply(2 * a - b), 2 * apply(a) - apply(b))
-    close(apply(a), apply(np.where(allowed, a, 99.0)))  # what is not there has no say
+    assert_close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-12)
+    assert_close(apply(2 * a - b), 2 * apply(a) - apply(b))
+    assert_close(
+        apply(a), apply(np.where(allowed, a, 99.0))
+    )  # what is not there has no say
     one_by_one = 0
     for e, o in np.argwhere(allowed):
         single = np.zeros((3, 4))
@@ -208,7 +210,7 @@ def test_a_mixed_operation_is_linear_in_its_edge_weights(
         assert not np.delete(y, e, 0).any()  # an edge feels its own weights only
         assert y.any() == (o != 0)  # "none" gives nothing
         one_by_one = one_by_one + y
-    close(one_by_one, apply(a))
+    assert_close(one_by_one, apply(a))
     assert not np.asarray(apply(a))[1].any()
 
 
