@@ -1,5 +1,7 @@
 """Several processes as one run: how a process finds the others, before JAX starts."""
 
+import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,6 +45,7 @@ def connect(given: Mapping[str, Any]) -> None:
         }
     import jax
 
+    _libraries_to_stderr()
     try:
         jax.distributed.initialize(initialization_timeout=TIMEOUT, **options)
     except (RuntimeError, ValueError) as error:
@@ -51,6 +54,14 @@ def connect(given: Mapping[str, Any]) -> None:
         raise UserError(
             f"cannot join the other processes: {reason:.200}{hint}"
         ) from error
+
+
+def _libraries_to_stderr() -> None:
+    """Leaves stdout to our own prints: on CPUs Gloo tells of its connections there."""
+    sys.stdout.flush()
+    own = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding)
+    os.dup2(2, 1)
+    sys.stdout = own
 
 
 def _number(text: Any, name: str) -> int:

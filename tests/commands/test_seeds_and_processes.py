@@ -176,9 +176,7 @@ def finish(started: list["subprocess.Popen[str]"], status: int = 0) -> list[str]
         for process in started:
             out, err = process.communicate(timeout=DEADLINE)
             assert process.returncode == status, err
-            # Gloo itself tells of its connections on stdout.
-            own = [line for line in out.splitlines() if not line.startswith("[Gloo]")]
-            printed.append("\n".join(own))
+            printed.append(out)
     finally:
         for process in started:
             process.kill()
