@@ -39,8 +39,10 @@ ensure_environment() {
         echo "installing darts-jax and its dependencies into $folder (a minute or two)"
         "$python" -m pip install --quiet --disable-pip-version-check \
             --editable "$root${extra:+[$extra]}"
-        # Once and on all cores, before several runs need them at the same time.
-        "$python" -c 'from darts_jax.kernels.compiled import kernels; kernels()'
+        # Once and on all cores, before several runs need them at the same time; float64 is
+        # for the tests.
+        "$python" -c "from darts_jax.kernels.compiled import kernels
+kernels()${extra:+, kernels('float64')}"
         echo "$mark" > "$stamp"
     fi
 }

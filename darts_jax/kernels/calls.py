@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from darts_jax.kernels.compiled import kernels
+from darts_jax.kernels.compiled import kernels, why_not
 
 
 def call(symbol: str, results: Any, *operands: jax.Array, **attributes: Any) -> Any:
@@ -13,10 +13,11 @@ def call(symbol: str, results: Any, *operands: jax.Array, **attributes: Any) -> 
     Args:
         symbol: of the kernel.
         results: `jax.ShapeDtypeStruct` of each result.
-        operands: its buffers in order.
+        operands: its buffers in order, the first of the precision that it computes in.
         attributes: its constants: numpy values and arrays.
     """
-    names = kernels()
-    assert names is not None, "the caller asks for kernels() first"
+    precision = str(operands[0].dtype)
+    names = kernels(precision)
+    assert names is not None, f"the caller asks first: {why_not(precision)}"
     run = jax.ffi.ffi_call(names[symbol], results, vmap_method="sequential")
     return run(*operands, **attributes)

@@ -2,7 +2,8 @@
 
 A shared library is kept under a name that says all it depends on: its source, the compiler,
 the processor's features and jaxlib. XLA knows the kernels by names with the same digest, so
-that a cached program never runs another version of them.
+that a cached program never runs another version of them. Each precision has a library of its
+own, built when it is first asked for.
 """
 
 import ctypes
@@ -28,9 +29,12 @@ SYMBOLS = (
     *("MixedForwardTangent", "MixedBackwardTangent"),  # mixed_tangent.cc
     *("Sums", "Moments"),  # norm.cc
 )
+PRECISIONS = {"float32": "float", "float64": "double"}  # and their types in C++
 # -march=native: the library is for this machine only, its name says so.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-w")
-COMPILE_SECONDS = 120  # it takes about 30; a compiler that hangs must not stop a run
+COMPILE_SECONDS = (
+    300  # of a file; it takes 15; a compiler that hangs must not stop a run
+)
 
 
 def directory() -> Path:
@@ -42,24 +46,26 @@ def directory() -> Path:
 
 
 @functools.cache
-def kernels() -> dict[str, str] | None:
+def kernels(precision: str = "float32") -> dict[str, str] | None:
     """Returns XLA's name of each kernel of SYMBOLS, or None where they cannot be had.
 
     That is so without a C++ compiler, where building fails, and where the environment has
     DARTS_JAX_KERNELS=0.
+
+    precision: of the numbers, a name in PRECISIONS.
     """
-    return None if why_not() else _registered()
+    return None if why_not(precision) else _registered(precision)
 
 
 @functools.cache
-def why_not() -> str:
+def why_not(precision: str = "float32") -> str:
     """Returns in one line why there are no kernels here; empty where there are."""
     if os.environ.get("DARTS_JAX_KERNELS") == "0":
         return "turned off by DARTS_JAX_KERNELS=0"
     if _compiler() is None:
         return "no C++ compiler found (c++, g++ or clang++, or the one CXX names)"
     try:
-        _library()
+        _library(precision)
     except subprocess.CalledProcessError as error:
         lines = (error.stderr or "").strip().splitlines() or [
             f"status {error.returncode}"
@@ -81,7 +87,7 @@ def _compiler() -> str | None:
 
 @functools.cache
 def digest() -> str:
-    """Returns what tells this library from every other: source, target, versions.
+    """Returns what tells these libraries from all others: source, target, versions.
 
     Raises:
         subprocess.CalledProcessError: there is a compiler and it fails.
@@ -102,23 +108,25 @@ def digest() -> str:
 
 
 @functools.cache
-def _library() -> ctypes.CDLL:
-    path = directory() / f"{digest()}.so"
+def _library(precision: str) -> ctypes.CDLL:
+    path = directory() / f"{precision}_{digest()}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         # Another process may be building the same: the first complete file stays.
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             built = Path(folder) / path.name
             objects = [Path(folder) / f"{source.stem}.o" for source in SOURCES]
+            compile_one = functools.partial(_compile, PRECISIONS[precision])
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                list(pool.map(_compile, SOURCES, objects))
+                list(pool.map(compile_one, SOURCES, objects))
             _run(*FLAGS, "-shared", *map(str, objects), "-o", str(built))
             os.replace(built, path)
     return ctypes.CDLL(str(path))
 
 
-def _compile(source: Path, to: Path) -> None:
-    _run(*FLAGS, f"-I{jax.ffi.include_dir()}", "-c", str(source), "-o", str(to))
+def _compile(number: str, source: Path, to: Path) -> None:
+    flags = (*FLAGS, f"-DDARTS_JAX_NUMBER={number}", f"-I{jax.ffi.include_dir()}")
+    _run(*flags, "-c", str(source), "-o", str(to))
 
 
 def _run(*words: str) -> None:
@@ -132,10 +140,10 @@ def _run(*words: str) -> None:
 
 
 @functools.cache
-def _registered() -> dict[str, str]:
+def _registered(precision: str) -> dict[str, str]:
     names = {}
     for symbol in SYMBOLS:
-        names[symbol] = f"darts_jax_{symbol}_{digest()}"
-        handler = jax.ffi.pycapsule(getattr(_library(), symbol))
+        names[symbol] = f"darts_jax_{symbol}_{precision}_{digest()}"
+        handler = jax.ffi.pycapsule(getattr(_library(precision), symbol))
         jax.ffi.register_ffi_target(names[symbol], handler, platform="cpu")
     return names

@@ -3,6 +3,7 @@
 // Channels are spread over the thread pool; none of them shares a sum with another, so the
 // number of threads changes no bit.
 
+#include "buffers.h"
 #include "parallel.h"
 #include "planes.h"
 
@@ -80,40 +81,24 @@ void RunKernelGradient(ffi::ThreadPool& pool, const Shape& s, const Geometry& g,
 enum class Map { kForward, kInputGradient, kKernelGradient };
 
 // `image` is the shape [C, B, H, W], `taps` [n, K, K, C]; a and b the two operands.
-template <Map kMap, typename T>
-void Dispatch(ffi::ThreadPool& pool, ffi::Span<const int64_t> image,
-              ffi::Span<const int64_t> taps, int64_t stride, int64_t dilation, const void* a,
-              const void* b, void* result) {
-  const Shape shape{taps[0], image[0], image[1]};
-  const Geometry geometry(image[2], image[3], taps[1], stride, dilation, Slack<T>());
-  const T* first = static_cast<const T*>(a);
-  const T* second = static_cast<const T*>(b);
-  T* to = static_cast<T*>(result);
-  if constexpr (kMap == Map::kForward) RunForward<T>(pool, shape, geometry, first, second, to);
-  if constexpr (kMap == Map::kInputGradient) {
-    RunInputGradient<T>(pool, shape, geometry, first, second, to);
-  }
-  if constexpr (kMap == Map::kKernelGradient) {
-    RunKernelGradient<T>(pool, shape, geometry, first, second, to);
-  }
-}
-
 template <Map kMap>
 ffi::Error Run(ffi::ThreadPool pool, ffi::Span<const int64_t> image,
-               ffi::Span<const int64_t> taps, int64_t stride, int64_t dilation,
-               ffi::AnyBuffer a, ffi::AnyBuffer b, ffi::Result<ffi::AnyBuffer> result) {
-  switch (a.element_type()) {
-    case ffi::F32:
-      Dispatch<kMap, float>(pool, image, taps, stride, dilation, a.untyped_data(),
-                            b.untyped_data(), result->untyped_data());
-      return ffi::Error::Success();
-    case ffi::F64:
-      Dispatch<kMap, double>(pool, image, taps, stride, dilation, a.untyped_data(),
-                             b.untyped_data(), result->untyped_data());
-      return ffi::Error::Success();
-    default:
-      return ffi::Error::InvalidArgument("depthwise takes float32 or float64");
-  }
+               ffi::Span<const int64_t> taps, int64_t stride, int64_t dilation, Buffer a,
+               Buffer b, Result result) {
+  return WithType(a, [&](auto zero) {
+    using T = decltype(zero);
+    const Shape shape{taps[0], image[0], image[1]};
+    const Geometry g(image[2], image[3], taps[1], stride, dilation, Slack<T>());
+    const T *first = In<T>(a), *second = In<T>(b);
+    T* to = Out<T>(result);
+    if constexpr (kMap == Map::kForward) RunForward(pool, shape, g, first, second, to);
+    if constexpr (kMap == Map::kInputGradient) {
+      RunInputGradient(pool, shape, g, first, second, to);
+    }
+    if constexpr (kMap == Map::kKernelGradient) {
+      RunKernelGradient(pool, shape, g, first, second, to);
+    }
+  });
 }
 
 }  // namespace
@@ -126,9 +111,9 @@ ffi::Error Run(ffi::ThreadPool pool, ffi::Span<const int64_t> image,
                                     .Attr<ffi::Span<const int64_t>>("taps")  \
                                     .Attr<int64_t>("stride")                 \
                                     .Attr<int64_t>("dilation")               \
-                                    .Arg<ffi::AnyBuffer>()                   \
-                                    .Arg<ffi::AnyBuffer>()                   \
-                                    .Ret<ffi::AnyBuffer>())
+                                    .Arg<Buffer>()                           \
+                                    .Arg<Buffer>()                           \
+                                    .Ret<Buffer>())
 
 DEFINE_HANDLER(Forward, Map::kForward);
 DEFINE_HANDLER(InputGradient, Map::kInputGradient);

@@ -16,7 +16,7 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from darts_jax.kernels.compiled import kernels
+from darts_jax.kernels.calls import call
 
 Shape = tuple[int, ...]
 
@@ -60,14 +60,13 @@ def _primitive(symbol: str) -> Primitive:
             return _output_shape(image, taps, stride)
         return image if symbol == "InputGradient" else taps
 
-    def call(
+    def run(
         a: Any, b: Any, *, image: Shape, taps: Shape, stride: int, dilation: int
     ) -> Any:
-        names = kernels()
-        assert names is not None, "depthwise_conv asks for kernels() first"
         shape = result_shape(image, taps, stride)
-        run = jax.ffi.ffi_call(names[symbol], jax.ShapeDtypeStruct(shape, a.dtype))
-        return run(
+        return call(
+            symbol,
+            jax.ShapeDtypeStruct(shape, a.dtype),
             a,
             b,
             image=np.array(image, np.int64),
@@ -82,10 +81,10 @@ def _primitive(symbol: str) -> Primitive:
         return jax.core.ShapedArray(result_shape(image, taps, stride), a.dtype)
 
     static = ("image", "taps", "stride", "dilation")
-    primitive.def_impl(functools.partial(jax.jit(call, static_argnames=static)))
+    primitive.def_impl(functools.partial(jax.jit(run, static_argnames=static)))
     primitive.def_abstract_eval(abstract)
     mlir.register_lowering(
-        primitive, mlir.lower_fun(call, multiple_results=False), platform="cpu"
+        primitive, mlir.lower_fun(run, multiple_results=False), platform="cpu"
     )
     batching.primitive_batchers[primitive] = functools.partial(_batched, primitive)
     return primitive

@@ -3,6 +3,7 @@
 
 #include <limits>
 
+#include "buffers.h"
 #include "parallel.h"
 #include "planes.h"
 
@@ -91,46 +92,29 @@ void RunPlace(ffi::ThreadPool& pool, int64_t images, const Geometry& g, const T*
 enum class Pool { kMax, kPick, kPlace };
 
 // `image` is [N, H, W] of x, `size` the window's. Operands and results as above.
-template <Pool kPool, typename T>
-void DispatchPool(ffi::ThreadPool& pool, ffi::Span<const int64_t> image, int64_t size,
-                  int64_t stride, const T* a, uint8_t* taps, T* result) {
-  const Geometry g(image[1], image[2], size, stride, 1, Slack<T>());
-  if constexpr (kPool == Pool::kMax) RunMaxPool<T>(pool, image[0], g, a, result, taps);
-  if constexpr (kPool == Pool::kPick) RunPick<T>(pool, image[0], g, a, taps, result);
-  if constexpr (kPool == Pool::kPlace) RunPlace<T>(pool, image[0], g, a, taps, result);
-}
-
 template <Pool kPool>
 ffi::Error RunPool(ffi::ThreadPool& pool, ffi::Span<const int64_t> image, int64_t size,
-                   int64_t stride, ffi::AnyBuffer a, void* taps, void* result) {
-  uint8_t* numbers = static_cast<uint8_t*>(taps);
-  switch (a.element_type()) {
-    case ffi::F32:
-      DispatchPool<kPool>(pool, image, size, stride, a.typed_data<float>(), numbers,
-                          static_cast<float*>(result));
-      return ffi::Error::Success();
-    case ffi::F64:
-      DispatchPool<kPool>(pool, image, size, stride, a.typed_data<double>(), numbers,
-                          static_cast<double*>(result));
-      return ffi::Error::Success();
-    default:
-      return ffi::Error::InvalidArgument("max pools take float32 or float64");
-  }
+                   int64_t stride, Buffer a, uint8_t* taps, Result result) {
+  return WithType(a, [&](auto zero) {
+    using T = decltype(zero);
+    const Geometry g(image[1], image[2], size, stride, 1, Slack<T>());
+    const T* from = In<T>(a);
+    T* to = Out<T>(result);
+    if constexpr (kPool == Pool::kMax) RunMaxPool(pool, image[0], g, from, to, taps);
+    if constexpr (kPool == Pool::kPick) RunPick(pool, image[0], g, from, taps, to);
+    if constexpr (kPool == Pool::kPlace) RunPlace(pool, image[0], g, from, taps, to);
+  });
 }
 
 ffi::Error MaxPoolOf(ffi::ThreadPool pool, ffi::Span<const int64_t> image, int64_t size,
-                     int64_t stride, ffi::AnyBuffer x, ffi::Result<ffi::AnyBuffer> y,
-                     ffi::Result<ffi::Buffer<ffi::U8>> taps) {
-  return RunPool<Pool::kMax>(pool, image, size, stride, x, taps->untyped_data(),
-                             y->untyped_data());
+                     int64_t stride, Buffer x, Result y, ffi::Result<ffi::Buffer<ffi::U8>> taps) {
+  return RunPool<Pool::kMax>(pool, image, size, stride, x, taps->typed_data(), y);
 }
 
 template <Pool kPool>
 ffi::Error Choose(ffi::ThreadPool pool, ffi::Span<const int64_t> image, int64_t size,
-                  int64_t stride, ffi::AnyBuffer a, ffi::Buffer<ffi::U8> taps,
-                  ffi::Result<ffi::AnyBuffer> result) {
-  return RunPool<kPool>(pool, image, size, stride, a, taps.untyped_data(),
-                        result->untyped_data());
+                  int64_t stride, Buffer a, ffi::Buffer<ffi::U8> taps, Result result) {
+  return RunPool<kPool>(pool, image, size, stride, a, taps.typed_data(), result);
 }
 
 }  // namespace
@@ -142,9 +126,9 @@ ffi::Error Choose(ffi::ThreadPool pool, ffi::Span<const int64_t> image, int64_t 
                                     .Attr<ffi::Span<const int64_t>>("image") \
                                     .Attr<int64_t>("size")                   \
                                     .Attr<int64_t>("stride")                 \
-                                    .Arg<ffi::AnyBuffer>()                   \
+                                    .Arg<Buffer>()                           \
                                     .Arg<ffi::Buffer<ffi::U8>>()             \
-                                    .Ret<ffi::AnyBuffer>())
+                                    .Ret<Buffer>())
 
 DEFINE_POOL(Pick, Choose<Pool::kPick>);
 DEFINE_POOL(Place, Choose<Pool::kPlace>);
@@ -155,6 +139,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(MaxPool, MaxPoolOf,
                                   .Attr<ffi::Span<const int64_t>>("image")
                                   .Attr<int64_t>("size")
                                   .Attr<int64_t>("stride")
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Ret<ffi::AnyBuffer>()
+                                  .Arg<Buffer>()
+                                  .Ret<Buffer>()
                                   .Ret<ffi::Buffer<ffi::U8>>());

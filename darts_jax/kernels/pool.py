@@ -13,7 +13,7 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from darts_jax.kernels.compiled import kernels
+from darts_jax.kernels.calls import call
 from darts_jax.kernels.depthwise import native_depthwise
 
 Shape = tuple[int, ...]
@@ -24,11 +24,8 @@ def _smaller(image: Shape, stride: int) -> Shape:
 
 
 def _call(symbol: str, results: Any, *operands: Any, image: Shape, stride: int) -> Any:
-    names = kernels()
-    assert names is not None, "max_pool asks for kernels() first"
-    run = jax.ffi.ffi_call(names[symbol], results)
     shapes = {"image": np.array(image, np.int64), "stride": np.int64(stride)}
-    return run(*operands, size=np.int64(3), **shapes)
+    return call(symbol, results, *operands, size=np.int64(3), **shapes)
 
 
 def native_max_pool(x: jax.Array, stride: int) -> jax.Array:

@@ -129,8 +129,10 @@ def native() -> bool:
 
     They are calls that the compiler cannot split among several.
     """
-    one_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
-    return one_cpu and kernels() is not None
+    if jax.default_backend() != "cpu" or jax.device_count() > 1:
+        return False
+    precisions = {"float32", str(jnp.result_type(float))}  # float64 too, if that is on
+    return all(kernels(precision) is not None for precision in precisions)
 
 
 def choice() -> str:

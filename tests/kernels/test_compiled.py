@@ -33,7 +33,7 @@ def _asked(folder: Path, **environment: str) -> str:
 def test_built_once_and_found_again(tmp_path: Path) -> None:
     assert _asked(tmp_path) == "native |"
     (library,) = (tmp_path / "kernels").iterdir()
-    assert library.name == f"{compiled.digest()}.so"
+    assert library.name == f"float32_{compiled.digest()}.so"  # float64: when asked for
     before = library.stat().st_mtime_ns
     assert _asked(tmp_path, CXX=compiled._compiler() or "") == "native |"
     assert library.stat().st_mtime_ns == before
@@ -84,7 +84,11 @@ def test_done_without_where_they_cannot_be_built(tmp_path: Path) -> None:
 
 @needs_kernels
 def test_names_tell_versions_apart() -> None:
-    names = kernels()
-    assert names is not None
-    assert sorted(names) == sorted(SYMBOLS)
-    assert all(name.endswith(compiled.digest()) for name in names.values())
+    found = set()
+    for precision in compiled.PRECISIONS:
+        names = kernels(precision)
+        assert names is not None
+        assert sorted(names) == sorted(SYMBOLS)
+        assert all(name.endswith(compiled.digest()) for name in names.values())
+        found |= set(names.values())
+    assert len(found) == len(compiled.PRECISIONS) * len(SYMBOLS)
