@@ -32,9 +32,7 @@ SYMBOLS = (
 PRECISIONS = {"float32": "float", "float64": "double"}  # and their types in C++
 # -march=native: the library is for this machine only, its name says so.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-w")
-COMPILE_SECONDS = (
-    300  # of a file; it takes 15; a compiler that hangs must not stop a run
-)
+COMPILE_SECONDS = 300  # of a file; it takes 15; one that hangs must not stop a run
 
 
 def directory() -> Path:
