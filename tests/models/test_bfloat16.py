@@ -110,7 +110,7 @@ def test_what_bfloat16_keeps_for_the_gradient_is_bfloat16(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Off the CPU nothing as large as an activation stays in float32, so half is enough."""
-    monkeypatch.setattr(depthwise, "kernels", lambda: None)
+    monkeypatch.setattr(depthwise, "kernels", lambda _: None)
     kept = {}
     for precision in ("float32", "bfloat16"):
         rest: tuple[Any, ...] = ()

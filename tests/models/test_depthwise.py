@@ -142,7 +142,7 @@ def test_jit_changes_nothing(rng: np.random.Generator) -> None:
 
 
 def test_without_our_kernels_it_is_banded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(depthwise, "kernels", lambda: None)
+    monkeypatch.setattr(depthwise, "kernels", lambda _: None)
     assert depthwise.choice() == "banded"  # grouped takes minutes to compile
-    monkeypatch.setattr(depthwise, "kernels", lambda: {"Forward": "name"})
+    monkeypatch.setattr(depthwise, "kernels", lambda _: {"Forward": "name"})
     assert depthwise.choice() == "native"  # the tests run on CPUs

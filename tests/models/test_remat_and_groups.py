@@ -156,7 +156,7 @@ def test_norm_groups_by_our_kernels(
         return jax.jvp(gradient, (x, scale, bias), direction)
 
     found = all_of()
-    monkeypatch.setattr(depthwise, "kernels", lambda: None)
+    monkeypatch.setattr(depthwise, "kernels", lambda _: None)
     assert_close(found, all_of())
 
 
