@@ -12,7 +12,7 @@ from darts_jax import zoo
 from darts_jax.benchmark.sizes import NUM_CLASSES, WORKLOADS, Size
 from darts_jax.bilevel import HYPERGRADIENTS
 from darts_jax.genotype import Genotype
-from darts_jax.models import make_network, make_supernet
+from darts_jax.models import make_network, make_supernet, packed
 from darts_jax.one_shot import ONE_SHOT
 from darts_jax.spaces import SPACES
 from darts_jax.training.optimizers import alpha_optimizer, weight_optimizer
@@ -67,16 +67,18 @@ def _search(
 ) -> Task:
     workload, strategy = WORKLOADS[name], ONE_SHOT["darts"]
     space = SPACES[size.space]()
-    model = make_supernet(
-        space,
-        image_shape=size.image,
-        num_classes=NUM_CLASSES,
-        num_cells=size.num_cells,
-        channels=size.channels,
-        stem_multiplier=size.stem_multiplier,
-        stem_affine=size.stem_affine,
-        evaluation=size.evaluation,
-        implementation=implementation,
+    model = packed(
+        make_supernet(
+            space,
+            image_shape=size.image,
+            num_classes=NUM_CLASSES,
+            num_cells=size.num_cells,
+            channels=size.channels,
+            stem_multiplier=size.stem_multiplier,
+            stem_affine=size.stem_affine,
+            evaluation=size.evaluation,
+            implementation=implementation,
+        )
     )
     options: dict[str, Any] = {
         "nesterov": size.nesterov,
@@ -112,14 +114,16 @@ def _search(
 def _retraining(size: Size, before: optax.GradientTransformation) -> Task:
     chosen = size.retrain
     assert chosen is not None
-    model = make_network(
-        Genotype.from_json(zoo.entry(chosen.genotype)["genotype"]),
-        image_shape=size.image,
-        num_classes=NUM_CLASSES,
-        num_cells=chosen.num_cells,
-        channels=chosen.channels,
-        stem_multiplier=size.stem_multiplier,
-        auxiliary=chosen.auxiliary,
+    model = packed(
+        make_network(
+            Genotype.from_json(zoo.entry(chosen.genotype)["genotype"]),
+            image_shape=size.image,
+            num_classes=NUM_CLASSES,
+            num_cells=chosen.num_cells,
+            channels=chosen.channels,
+            stem_multiplier=size.stem_multiplier,
+            auxiliary=chosen.auxiliary,
+        )
     )
     optimizer = optax.chain(before, weight_optimizer(LEARNING_RATE))
     step = make_retrain_step(

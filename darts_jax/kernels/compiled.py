@@ -28,6 +28,7 @@ SYMBOLS = (
     *("MixedForward", "MixedBackward"),  # mixed.cc
     *("MixedForwardTangent", "MixedBackwardTangent"),  # mixed_tangent.cc
     *("Sums", "Moments"),  # norm.cc
+    *("Pack", "Unpack"),  # packing.cc
 )
 PRECISIONS = {"float32": "float", "float64": "double"}  # and their types in C++
 # -march=native: the library is for this machine only, its name says so.

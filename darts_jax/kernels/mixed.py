@@ -4,6 +4,7 @@ The functions here are not differentiable by JAX; `models/fused.py` builds a der
 them.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 from jax import lax
 
 from darts_jax.kernels.calls import call
+from darts_jax.kernels.packing import native_unpack
 
 
 class StageKernels(NamedTuple):
@@ -146,30 +148,35 @@ def mixed_forward(
 
 
 def moments_of(operands: Operands, branches: Branches, moments: jax.Array) -> Any:
-    """Returns (mean, biased variance) of every batch norm of every branch, in its order.
+    """Returns (mean, unbiased variance) of every batch norm of every branch, in its order.
 
-    They are `[n, C']` of a chain's norms and `[1, C']` of a shared value's; no gradient flows
-    through them.
+    As running statistics take them: `[n, C']` each, those of a shared value the same for all
+    edges. No gradient flows through them.
     """
     # Stopped as a whole: what follows is then traced without its derivatives.
     moments = lax.stop_gradient(moments)
-    shapes: list[Any] = [[z[:2] for z in c] for c in _z_shapes(operands, branches)]
+    edges, result = len(operands.weights), _result_shape(operands, branches)
+    norms: list[Any] = [*_z_shapes(operands, branches)]
     for shared in branches.shared:
-        shapes.append([(1, len(operands.x))] if shared.normalised else [])
-    found, at = [], 0
-    for chain in shapes:
-        pairs = []
-        for shape in chain:
-            size = shape[0] * shape[1]
-            pairs.append(
-                tuple(
-                    lax.reshape(lax.slice(moments, (start,), (start + size,)), shape)
-                    for start in (at, at + size)
-                )
-            )
-            at += 2 * size
-        found.append(tuple(pairs))
-    return tuple(found)
+        image = operands.x.shape if shared.kind == "identity" else result[1:]
+        norms.append([(1, *image)] if shared.normalised else [])
+    places, factors, at = [], [], 0
+    for rows, channels, *image in (shape for chain in norms for shape in chain):
+        count = math.prod(image)
+        for factor in (1.0, count / max(count - 1, 1)):
+            place = at + np.arange(rows * channels).reshape(rows, channels)
+            places.append(np.broadcast_to(place, (edges, channels)))
+            factors.append(np.full(places[-1].size, factor, moments.dtype))
+            at += rows * channels
+    if not places:
+        return tuple(() for _ in norms)
+    order = np.concatenate([place.ravel() for place in places])
+    if edges > 1 and branches.shared:  # else they are in order
+        moments = moments.at[order].get(mode="promise_in_bounds")
+    scaled = moments * np.concatenate(factors)
+    # One call: XLA would compile a loop of its own for every slice.
+    parts = iter(native_unpack(scaled, tuple(place.shape for place in places)))
+    return tuple(tuple((next(parts), next(parts)) for _ in chain) for chain in norms)
 
 
 def _like(value: Any) -> jax.ShapeDtypeStruct:

@@ -18,7 +18,7 @@ from darts_jax.models.fused import (
     mixed_branches,
     stages_of,
 )
-from darts_jax.models.layers import RunningMoments
+from darts_jax.models.layers import Moments
 
 
 def kernels_of(weights: Mapping[str, Any], stages: int) -> tuple[StageKernels, ...]:
@@ -36,18 +36,12 @@ def kernels_of(weights: Mapping[str, Any], stages: int) -> tuple[StageKernels, .
 
 
 class BranchMoments(nn.Module):
-    """Records the batch norms of one branch under the names that its module gives them."""
-
-    edges: int
+    """Reports the moments of one branch under the names that its module gives them."""
 
     @nn.compact
-    def __call__(self, moments: Any, count: int) -> None:
+    def __call__(self, moments: Any) -> None:
         for i, pair in enumerate(moments):
-            # Those of a shared value are the same for all edges.
-            mean, variance = (
-                jnp.broadcast_to(m, (self.edges, m.shape[1])) for m in pair
-            )
-            RunningMoments(name=f"norm{i}")(mean, variance, count)
+            Moments(name=f"norm{i}")(*pair)
 
 
 def fused_operation(
@@ -69,5 +63,5 @@ def fused_operation(
     kernels = kernels_of(cell.variables["params"][name], len(stages))
     operands = Operands(x, jnp.ones((1, 1), x.dtype), (kernels,))
     y, moments = mixed_branches(operands, Branches((stages,)))
-    BranchMoments(1, name=name)(moments[0], y[0, 0].size)
+    BranchMoments(name=name)(moments[0])
     return y

@@ -97,9 +97,9 @@ def mixed_branches(operands: Operands, branches: Branches) -> tuple[jax.Array, A
     """Returns the weighted sum of all branches of the n edges that leave one source state.
 
     Returns:
-        `[n, C', B, H', W']`, and of every branch the moments (mean, biased variance) of its
-        batch norms, `[n, C']` of a chain's and `[1, C']` of a shared value's; these are for
-        the running statistics: no gradient flows through them.
+        `[n, C', B, H', W']`, and of every branch the moments (mean, unbiased variance) of its
+        batch norms, `[n, C']` each; these are for the running statistics: no gradient flows
+        through them.
     """
     mixed, kept = _mixed(operands, branches)
     return mixed, moments_of(operands, branches, kept.moments)
@@ -239,7 +239,14 @@ def plain_mixed_branches(
         scale = jnp.ones(z.shape[:2], z.dtype) if scale is None else scale
         shift = jnp.zeros(z.shape[:2], z.dtype) if shift is None else shift
         value, mean, variance = plain_batch_norm(z, scale, shift)
-        return value, (mean, variance)
+        count = z[0, 0].size
+        variance *= count / max(count - 1, 1)
+        edges = (
+            len(operands.weights),
+            z.shape[1],
+        )  # more than z has, of a shared value
+        moments = [jnp.broadcast_to(m, edges) for m in (mean, variance)]
+        return value, tuple(moments)
 
     values: list[jax.Array] = []
     moments: list[Any] = []

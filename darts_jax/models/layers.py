@@ -5,6 +5,7 @@ Parameters get their values in `initial.py`, not here, hence the zero initialise
 """
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,6 +20,16 @@ from darts_jax.models.normalise import EPSILON, batch_norm, exact, wide
 
 ZEROS, ONES = nn.initializers.zeros, nn.initializers.ones
 IMAGE_AXES = (-3, -2, -1)  # batch, height, width
+KEPT = 0.9  # the share of a running statistic that one pass keeps
+
+
+def running_average(running: Any, moments: Any) -> Any:
+    """Returns the running statistics after a pass in training, a tree or a vector of all.
+
+    `running = 0.9 * running + 0.1 * batch`, as in PyTorch; modules report the moments of their
+    batch in the place of the running ones.
+    """
+    return jax.tree.map(lambda r, m: KEPT * r + (1 - KEPT) * m, running, moments)
 
 
 def _as_computed(kernel: jax.Array, x: jax.Array) -> jax.Array:
@@ -122,32 +133,27 @@ class Conv(nn.Module):
         return stacked_conv(x, kernel, self.stride, self.padding)
 
 
-class RunningMoments(nn.Module):
-    """The running statistics of a batch norm whose moments were computed elsewhere.
+def report_moments(module: nn.Module, mean: jax.Array, variance: jax.Array) -> None:
+    """Puts a batch's mean and unbiased variance where the running ones were."""
+    module.put_variable("batch_stats", "mean", mean)
+    module.put_variable("batch_stats", "var", variance)
 
-    `running = 0.9 * running + 0.1 * batch`, the variance in its unbiased form; no gradient
-    may flow through the moments.
-    """
 
-    momentum: float = 0.9  # the share of the old value that is kept
+class Moments(nn.Module):
+    """Reports the moments of a batch norm that were computed elsewhere."""
 
     @nn.compact
-    def __call__(self, mean: jax.Array, variance: jax.Array, count: int) -> None:
-        shape, kept = mean.shape, self.momentum
-        running = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
-        running.value = kept * running.value + (1 - kept) * mean
-        running = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
-        unbiased = count / max(count - 1, 1)
-        running.value = kept * running.value + (1 - kept) * unbiased * variance
+    def __call__(self, mean: jax.Array, variance: jax.Array) -> None:
+        report_moments(self, mean, variance)
 
 
 class BatchNorm(nn.Module):
     """Batch norm over batch and image axes, with PyTorch's rules (Ioffe and Szegedy 2015).
 
-    Normalises with the biased batch variance; the running variance takes the unbiased one:
-    `running = 0.9 * running + 0.1 * batch`. Input `[..., C, B, H, W]`. With `edges`, an input
-    `[C, B, H, W]` that n edges share has running statistics of its own for every edge, as
-    the reference has; in training the normalised value is the same for all of them, so it
+    Normalises with the biased batch variance; in training the unbiased one is reported for
+    the running statistics (`running_average`). Input `[..., C, B, H, W]`. With `edges`, an
+    input `[C, B, H, W]` that n edges share has running statistics of its own for every edge,
+    as the reference has; in training the normalised value is the same for all of them, so it
     is computed once and returned as `[1, C, B, H, W]`. With `groups`, each of so many parts
     of the batch is normalised by its own moments, as on devices that do not synchronise
     ("ghost" batch norm, Hoffer et al. 2017); the running statistics take their means.
@@ -157,7 +163,6 @@ class BatchNorm(nn.Module):
     affine: bool = True
     evaluation: str = "running"  # or "batch": batch statistics in evaluation too
     edges: int = 0
-    momentum: float = 0.9  # the share of the old value that is kept
     groups: int = 1
 
     @nn.compact
@@ -185,10 +190,9 @@ class BatchNorm(nn.Module):
             # What follows is then traced without its derivatives.
             batch_mean, batch_var = lax.stop_gradient((batch_mean, batch_var))
             count = grouped[0, 0].size // groups
-            unbiased = count / max(count - 1, 1) * batch_var.reshape(features)
-            kept = self.momentum
-            mean.value = kept * mean.value + (1 - kept) * batch_mean.reshape(features)
-            var.value = kept * var.value + (1 - kept) * unbiased
+            batch_var *= count / max(count - 1, 1)
+            moments = [m.reshape(features) for m in (batch_mean, batch_var)]
+            report_moments(self, *(jnp.broadcast_to(m, stored) for m in moments))
         return y.reshape(x.shape)
 
 

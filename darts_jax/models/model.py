@@ -21,8 +21,10 @@ from darts_jax.models.layers import (
     DepthwiseConv,
     Linear,
     PointwiseConv,
+    running_average,
 )
 from darts_jax.models.operations import OPERATIONS
+from darts_jax.models.packing import pack_as, unpack
 from darts_jax.types import BatchStats, Model, Weights
 
 PRECISIONS = ("float32", "bfloat16")
@@ -46,7 +48,7 @@ def as_model(
     *,
     precision: str = "float32",
 ) -> Model:
-    """Returns `Model(init, apply)` for a skeleton.
+    """Returns `Model(init, apply)` for a skeleton; `apply` takes `Packed` states as well.
 
     Args:
         module: a skeleton, called as `module(images, cell_arguments, train=...)`.
@@ -84,7 +86,8 @@ def as_model(
         key: jax.Array | None = None,
         **kwargs: Any,
     ) -> tuple[Any, BatchStats]:
-        variables = {"params": weights, "batch_stats": batch_stats}
+        params, running = unpack((weights, batch_stats))
+        variables = {"params": params, "batch_stats": running}
         key = jax.random.key(0) if key is None else key
         if precision == "bfloat16":
             images = images.astype(jnp.bfloat16)
@@ -97,7 +100,10 @@ def as_model(
             rngs=rngs,
             mutable=["batch_stats"],
         )
-        return logits, updated.get("batch_stats", batch_stats)
+        if not train:
+            return logits, batch_stats
+        moments = pack_as(updated.get("batch_stats", {}), batch_stats)
+        return logits, running_average(batch_stats, moments)
 
     return Model(init, apply)
 
@@ -125,7 +131,9 @@ def make_operation(
     ) -> tuple[jax.Array, BatchStats]:
         variables = {"params": weights, "batch_stats": batch_stats}
         y, updated = module.apply(variables, x, train=train, mutable=["batch_stats"])
-        return y[0], updated.get("batch_stats", batch_stats)
+        if not train:
+            return y[0], batch_stats
+        return y[0], running_average(batch_stats, updated.get("batch_stats", {}))
 
     return apply
 
@@ -159,6 +167,7 @@ def apply_with_outputs(model: Model, names: tuple[str, ...]) -> Callable[..., An
 
 def count_parameters(weights: Weights, *, auxiliary: bool = False) -> int:
     """Returns the number of parameters; the auxiliary head counts only if asked for."""
+    weights = unpack(weights)
     if not auxiliary:
         weights = {name: leaf for name, leaf in weights.items() if name != "auxiliary"}
     return sum(leaf.size for leaf in jax.tree.leaves(weights))

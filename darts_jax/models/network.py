@@ -24,18 +24,27 @@ from darts_jax.models.skeleton import (
 from darts_jax.types import Model
 
 
-def drop_path(x: jax.Array, probability: Any, key: jax.Array) -> jax.Array:
-    """Zeroes whole samples with `probability`, scales the others up (Larsson et al. 2017).
+def path_scales(key: jax.Array, probability: Any, shape: tuple[int, ...]) -> jax.Array:
+    """Returns 0 with `probability` and otherwise 1 / (1 - probability).
+
+    Args:
+        key: PRNG key.
+        probability: of dropping, 0 <= p < 1; may be traced.
+        shape: of what is returned.
+    """
+    keep = 1.0 - probability
+    return jax.random.bernoulli(key, keep, shape) / keep
+
+
+def drop_path(x: jax.Array, scales: jax.Array) -> jax.Array:
+    """Zeroes whole samples, scales the others up (Larsson et al. 2017).
 
     Args:
         x: `[C, B, H, W]`.
-        probability: of dropping, 0 <= p < 1; may be traced.
-        key: PRNG key.
+        scales: `[B]`, of `path_scales`.
     """
-    keep = 1.0 - probability
-    mask = jax.random.bernoulli(key, keep, (x.shape[1],))
-    scale = (mask / keep).astype(exact(x.dtype))
-    return (x * scale[:, None, None]).astype(x.dtype)
+    scales = scales.astype(exact(x.dtype))
+    return (x * scales[:, None, None]).astype(x.dtype)
 
 
 class DerivedCell(nn.Module):
@@ -56,6 +65,12 @@ class DerivedCell(nn.Module):
             inputs, self.channels, self.reduction_previous, self.norm, train
         )
         fused = self.fused and train and fusible(states[0].dtype)
+        scales: Any = None
+        if train and drop_path_probability is not None:
+            # One draw a cell: XLA compiles a loop for each.
+            paths = sum(map(len, self.genotype.nodes)), states[0].shape[1]
+            key = self.make_rng("drop_path")
+            scales = iter(path_scales(key, drop_path_probability, paths))
         for number, node in enumerate(self.genotype.nodes):
             total: Any = 0.0
             for row, (primitive, source) in enumerate(node):
@@ -70,8 +85,8 @@ class DerivedCell(nn.Module):
                     operation = build(self.channels, stride, 1, self.norm, name=name)
                     y = operation(x, train=train)[0]
                 identity = primitive == "skip_connect" and stride == 1
-                if train and drop_path_probability is not None and not identity:
-                    y = drop_path(y, drop_path_probability, self.make_rng("drop_path"))
+                if scales is not None and not identity:
+                    y = drop_path(y, next(scales))
                 total += y
             states.append(total)
         return jnp.concatenate([states[node] for node in self.genotype.concat], 0)

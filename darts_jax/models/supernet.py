@@ -116,10 +116,9 @@ class MixedEdges(nn.Module):
             for name in names[len(chained) :]
         )
         mixed, moments = mixed_branches(operands, Branches(chains, shared, self.stride))
-        count = mixed[0, 0].size
         for name, found in zip(names, moments, strict=True):
             if found:
-                BranchMoments(len(mixed), name=name)(found, count)
+                BranchMoments(name=name)(found)
         return mixed
 
 

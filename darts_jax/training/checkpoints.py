@@ -4,8 +4,10 @@
     checkpoints/0000000042/manifest.json  path, shape, dtype and SHA-256 of every leaf
 
 Orbax alone restores a flipped byte or another dtype without a word; the manifest
-catches both. A checkpoint is written beside its place and renamed into it, so a process
-killed in mid-save leaves at most a folder that the next save sweeps away.
+catches both. What is packed in a state (`models.packing`) is stored as the arrays it holds:
+they keep their names, and a run can go on where states are not packed. A checkpoint is
+written beside its place and renamed into it, so a process killed in mid-save leaves at most
+a folder that the next save sweeps away.
 """
 
 import contextlib
@@ -24,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from darts_jax.errors import UserError
+from darts_jax.models import pack_as, unpack
 
 FORMAT = 1
 UNFINISHED = "unfinished-"  # being written, or left by a process that was killed
@@ -47,7 +50,7 @@ def save(directory: Path, step: int, tree: Any, *, keep: int) -> None:
     sweep(directory)
     unfinished = directory / f"{UNFINISHED}{step}"
     try:
-        _write(unfinished, step, tree)
+        _write(unfinished, step, unpack(tree))
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
@@ -74,7 +77,8 @@ def restore(
 ) -> tuple[Any, int]:
     """Returns the tree of `step` (default: the latest that is intact) and its step.
 
-    tree_like: a pytree of arrays or `jax.ShapeDtypeStruct` with the saved structure.
+    tree_like: a pytree of arrays or `jax.ShapeDtypeStruct` with the saved structure; what is
+        packed in it is packed in the result.
     A damaged checkpoint is passed over for an older one, with a warning on stderr.
 
     Raises:
@@ -85,9 +89,11 @@ def restore(
     if not steps:
         raise UserError(f"no checkpoint in {directory}")
     reasons: list[str] = []
+    unpacked = unpack(tree_like)
     for candidate in reversed(steps):
         try:
-            return _read(directory / f"{candidate:010d}", tree_like), candidate
+            tree = _read(directory / f"{candidate:010d}", unpacked)
+            return pack_as(tree, tree_like), candidate
         except DamagedError as error:
             reasons.append(f"step {candidate}: {error}")
             print(f"warning: checkpoint passed over: {reasons[-1]}", file=sys.stderr)

@@ -12,7 +12,12 @@ import numpy as np
 from darts_jax.data import Dataset, Split, epoch_batches
 from darts_jax.errors import UserError
 from darts_jax.genotype import Genotype, load_genotype, save
-from darts_jax.models import count_multiply_adds, count_parameters, make_network
+from darts_jax.models import (
+    count_multiply_adds,
+    count_parameters,
+    make_network,
+    packed,
+)
 from darts_jax.spaces import random_genotype
 from darts_jax.training import checkpoints, loop, setup
 from darts_jax.training.evaluation import make_evaluate
@@ -75,16 +80,18 @@ def build(
     layout = make_layout(config, seeds)
     number = len(dataset.train_labels)
     steps = setup.steps_per_epoch(config.batch_size, number, "training")
-    model = make_network(
-        genotype,
-        image_shape=dataset.train_images.shape[1:],
-        num_classes=dataset.num_classes,
-        num_cells=config.model.num_cells,
-        channels=config.model.channels,
-        stem_multiplier=config.model.stem_multiplier,
-        stem=config.model.stem,
-        auxiliary=config.model.auxiliary,
-        **setup.computation(config),
+    model = packed(
+        make_network(
+            genotype,
+            image_shape=dataset.train_images.shape[1:],
+            num_classes=dataset.num_classes,
+            num_cells=config.model.num_cells,
+            channels=config.model.channels,
+            stem_multiplier=config.model.stem_multiplier,
+            stem=config.model.stem,
+            auxiliary=config.model.auxiliary,
+            **setup.computation(config),
+        )
     )
     schedule = setup.build_schedule(config, steps)
     optimizer = setup.build_weight_optimizer(config, schedule)

@@ -12,7 +12,7 @@ import numpy as np
 from darts_jax.bilevel import HYPERGRADIENTS
 from darts_jax.data import Dataset, Split, epoch_batches, iid_batches, split
 from darts_jax.genotype import Genotype, pretty, save
-from darts_jax.models import count_parameters, make_supernet
+from darts_jax.models import count_parameters, make_supernet, packed
 from darts_jax.one_shot import ONE_SHOT, OneShot
 from darts_jax.spaces import Space
 from darts_jax.training import loop, setup
@@ -135,18 +135,20 @@ def build(config: Any, dataset: Dataset, seeds: int = 0) -> Search:
     )
     steps = setup.steps_per_epoch(config.batch_size, len(train.labels), "lower-level")
     setup.steps_per_epoch(config.batch_size, len(valid.labels), "upper-level")
-    model = make_supernet(
-        space,
-        image_shape=dataset.train_images.shape[1:],
-        num_classes=dataset.num_classes,
-        num_cells=config.model.num_cells,
-        channels=config.model.channels,
-        stem_multiplier=config.model.stem_multiplier,
-        stem=config.model.stem,
-        stem_affine=config.batch_norm.stem_affine,
-        evaluation=config.batch_norm.evaluation,
-        implementation=config.model.implementation,
-        **setup.computation(config),
+    model = packed(
+        make_supernet(
+            space,
+            image_shape=dataset.train_images.shape[1:],
+            num_classes=dataset.num_classes,
+            num_cells=config.model.num_cells,
+            channels=config.model.channels,
+            stem_multiplier=config.model.stem_multiplier,
+            stem=config.model.stem,
+            stem_affine=config.batch_norm.stem_affine,
+            evaluation=config.batch_norm.evaluation,
+            implementation=config.model.implementation,
+            **setup.computation(config),
+        )
     )
     schedule = setup.build_schedule(config, steps)
     chosen = config.alphas

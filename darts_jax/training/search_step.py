@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from darts_jax.bilevel import Hypergradient, Loss
+from darts_jax.models import KEPT
 from darts_jax.one_shot import OneShot
 from darts_jax.spaces import Space
 from darts_jax.training.accumulation import accumulated
@@ -22,8 +23,6 @@ from darts_jax.types import Alphas, Batch, BatchStats, Model, SearchState, Weigh
 
 Metrics = dict[str, jax.Array]
 SearchStep = Callable[[SearchState, Batch, Batch], tuple[SearchState, Metrics]]
-
-KEPT = 0.9  # share of a running statistic that one pass keeps (models.layers.BatchNorm)
 
 
 class Optimizers(NamedTuple):

@@ -414,7 +414,9 @@ def test_derived_networks_agree(
                 stats,
                 images,
                 train=True,
-                key=jax.random.key(1),
+                # It drops an image of each last path: of those that drop none the shift has
+                # no gradient through the next norm, only rounding errors.
+                key=jax.random.key(0),
                 drop_path=0.3,
             )
             return jnp.sum(jnp.sin(logits)), (logits, new)

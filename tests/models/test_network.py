@@ -14,7 +14,7 @@ from darts_jax.genotype import CellGenotype, Genotype
 from darts_jax.models import make_network
 from darts_jax.models.initial import initial_weights
 from darts_jax.models.layers import BatchNorm
-from darts_jax.models.network import DerivedCell, drop_path
+from darts_jax.models.network import DerivedCell, drop_path, path_scales
 from darts_jax.spaces import SPACES, random_genotype
 
 V2 = zoo.load("DARTS_V2")
@@ -38,9 +38,14 @@ def _logits_shape(model: Any, image: tuple[int, ...], train: bool) -> Any:
 # --- drop path
 
 
+def _dropped(x: jax.Array, probability: float) -> jax.Array:
+    scales = path_scales(jax.random.key(0), probability, (x.shape[1],))
+    return drop_path(x, scales)
+
+
 def test_drop_path_drops_whole_samples_and_scales_the_others() -> None:
     x = jnp.ones((3, 20_000, 2, 1))
-    y = np.asarray(jax.jit(drop_path)(x, 0.3, jax.random.key(0)))
+    y = np.asarray(jax.jit(_dropped)(x, 0.3))
     kept = y[0, :, 0, 0] != 0
     np.testing.assert_array_equal(y, np.broadcast_to(y[:1, :, :1], y.shape))
     np.testing.assert_allclose(y[0, kept, 0, 0], 1 / 0.7, rtol=1e-6)
@@ -51,7 +56,7 @@ def test_drop_path_drops_whole_samples_and_scales_the_others() -> None:
 
 def test_drop_path_of_probability_zero_is_the_identity() -> None:
     x = jax.random.normal(jax.random.key(1), (2, 8, 3, 3))
-    np.testing.assert_array_equal(drop_path(x, 0.0, jax.random.key(0)), x)
+    np.testing.assert_array_equal(_dropped(x, 0.0), x)
 
 
 @pytest.fixture

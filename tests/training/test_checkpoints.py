@@ -16,6 +16,7 @@ import optax
 import pytest
 
 from darts_jax.errors import UserError
+from darts_jax.models.packing import pack
 from darts_jax.training import checkpoints
 from darts_jax.types import SearchState
 
@@ -72,6 +73,25 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
     ]
     original = jax.random.uniform(tree.key)
     assert jax.random.uniform(restored.key) == original
+
+
+def test_what_is_packed_is_stored_by_its_names(tmp_path: Path) -> None:
+    plain = {"weights": {"b": np.ones((2, 3)), "a": np.float64(2)}, "step": np.int64(4)}
+    tree = plain | {"weights": pack(plain["weights"])}
+    checkpoints.save(tmp_path, 4, tree, keep=1)
+    manifest = json.loads((tmp_path / "0000000004" / "manifest.json").read_text())
+    assert [leaf["path"] for leaf in manifest["leaves"]] == [
+        "['step']",
+        "['weights']['a']",
+        "['weights']['b']",
+    ]
+    for like in (tree, plain):  # saved packed, read either way
+        restored, _ = checkpoints.restore(tmp_path, like)
+        assert jax.tree.structure(restored) == jax.tree.structure(like)
+        jax.tree.map(np.testing.assert_array_equal, restored, like)
+    checkpoints.save(tmp_path, 5, plain, keep=1)
+    restored, _ = checkpoints.restore(tmp_path, tree)
+    np.testing.assert_array_equal(restored["weights"].values, tree["weights"].values)
 
 
 def test_array_without_elements(tmp_path: Path) -> None:
