@@ -7,6 +7,8 @@ Both maps are linear and each is the transpose of the other, so two JAX primitiv
 under every order and mode of differentiation:
 
     Pack(parts) = whole        Unpack(whole) = parts
+
+Both may have leading axes `lead`, of vmap: parts `[*lead, *shape]`, the whole `[*lead, N]`.
 """
 
 import math
@@ -15,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -25,24 +28,33 @@ Shape = tuple[int, ...]
 
 def native_pack(parts: Sequence[jax.Array]) -> jax.Array:
     """Returns the numbers of all parts, at least one and all of one dtype, as `[N]`."""
-    return PACK.bind(*parts)
+    return PACK.bind(*parts, lead=())
 
 
 def native_unpack(whole: jax.Array, shapes: tuple[Shape, ...]) -> list[jax.Array]:
     """Returns the parts of these shapes that `native_pack` made `whole` of."""
-    return UNPACK.bind(whole, shapes=shapes)
+    return UNPACK.bind(whole, shapes=shapes, lead=())
 
 
-def _run_pack(*parts: Any) -> Any:
-    number = sum(part.size for part in parts)
-    return call("Pack", jax.ShapeDtypeStruct((number,), parts[0].dtype), *parts)
+def _whole(parts: Sequence[Any], lead: Shape) -> tuple[Shape, Any]:
+    """Returns shape and dtype of the vector."""
+    number = sum(math.prod(part.shape[len(lead) :]) for part in parts)
+    return (*lead, number), parts[0].dtype
 
 
-def _run_unpack(whole: Any, *, shapes: tuple[Shape, ...]) -> Any:
-    return call("Unpack", [jax.ShapeDtypeStruct(s, whole.dtype) for s in shapes], whole)
+def _run_pack(*parts: Any, lead: Shape) -> Any:
+    rows = np.int64(math.prod(lead))
+    result = jax.ShapeDtypeStruct(*_whole(parts, lead))
+    return call("Pack", result, *parts, rows=rows)
 
 
-def _batched_pack(parts: Any, axes: Any) -> Any:
+def _run_unpack(whole: Any, *, shapes: tuple[Shape, ...], lead: Shape) -> Any:
+    rows = np.int64(math.prod(lead))
+    results = [jax.ShapeDtypeStruct((*lead, *shape), whole.dtype) for shape in shapes]
+    return call("Unpack", results, whole, rows=rows)
+
+
+def _batched_pack(parts: Any, axes: Any, *, lead: Shape) -> Any:
     size = next(p.shape[a] for p, a in zip(parts, axes, strict=True) if a is not None)
     moved = [
         jnp.broadcast_to(part, (size, *part.shape))
@@ -50,48 +62,44 @@ def _batched_pack(parts: Any, axes: Any) -> Any:
         else jnp.moveaxis(part, axis, 0)
         for part, axis in zip(parts, axes, strict=True)
     ]
-    rows = [part.reshape(size, math.prod(part.shape[1:])) for part in moved]
-    return jnp.concatenate(rows, 1), 0
+    return PACK.bind(*moved, lead=(size, *lead)), 0
 
 
-def _batched_unpack(wholes: Any, axes: Any, *, shapes: tuple[Shape, ...]) -> Any:
-    whole, start, parts = jnp.moveaxis(wholes[0], axes[0], 0), 0, []
-    for shape in shapes:
-        end = start + math.prod(shape)
-        parts.append(whole[:, start:end].reshape(len(whole), *shape))
-        start = end
+def _batched_unpack(wholes: Any, axes: Any, *, lead: Shape, **shapes: Any) -> Any:
+    whole = jnp.moveaxis(wholes[0], axes[0], 0)
+    parts = UNPACK.bind(whole, lead=(len(whole), *lead), **shapes)
     return parts, [0] * len(parts)
 
 
-def _transposed_pack(whole: Any, *parts: Any) -> Any:
+def _transposed_pack(whole: Any, *parts: Any, lead: Shape) -> Any:
+    undefined = [ad.is_undefined_primal(part) for part in parts]
     # Those that are not undefined are zeros that a derivative was filled with.
-    shapes = tuple(
-        p.aval.shape if ad.is_undefined_primal(p) else p.shape for p in parts
-    )
-    found = UNPACK.bind(whole, shapes=shapes)
-    undefined = map(ad.is_undefined_primal, parts)
+    every = [p.aval if u else p for p, u in zip(parts, undefined, strict=True)]
+    shapes = tuple(part.shape[len(lead) :] for part in every)
+    found = UNPACK.bind(whole, shapes=shapes, lead=lead)
     return [f if u else None for f, u in zip(found, undefined, strict=True)]
 
 
-def _transposed_unpack(parts: Any, whole: Any, *, shapes: tuple[Shape, ...]) -> Any:
-    dtype = whole.aval.dtype
+def _transposed_unpack(
+    parts: Any, whole: Any, *, shapes: tuple[Shape, ...], lead: Shape
+) -> Any:
     filled = [
-        jnp.zeros(shape, dtype) if type(part) is ad.Zero else part
+        jnp.zeros((*lead, *shape), whole.aval.dtype) if type(part) is ad.Zero else part
         for part, shape in zip(parts, shapes, strict=True)
     ]
-    return [PACK.bind(*filled)]
+    return [PACK.bind(*filled, lead=lead)]
 
 
 PACK, UNPACK = Primitive("pack"), Primitive("unpack")
 UNPACK.multiple_results = True
 
-PACK.def_impl(jax.jit(_run_pack))
-UNPACK.def_impl(jax.jit(_run_unpack, static_argnames="shapes"))
-PACK.def_abstract_eval(
-    lambda *parts: jax.core.ShapedArray((sum(p.size for p in parts),), parts[0].dtype)
-)
+PACK.def_impl(jax.jit(_run_pack, static_argnames="lead"))
+UNPACK.def_impl(jax.jit(_run_unpack, static_argnames=("shapes", "lead")))
+PACK.def_abstract_eval(lambda *parts, lead: jax.core.ShapedArray(*_whole(parts, lead)))
 UNPACK.def_abstract_eval(
-    lambda whole, *, shapes: [jax.core.ShapedArray(s, whole.dtype) for s in shapes]
+    lambda whole, *, shapes, lead: [
+        jax.core.ShapedArray((*lead, *shape), whole.dtype) for shape in shapes
+    ]
 )
 mlir.register_lowering(
     PACK, mlir.lower_fun(_run_pack, multiple_results=False), platform="cpu"

@@ -12,13 +12,12 @@ import optax
 import pytest
 
 from darts_jax.bilevel import HYPERGRADIENTS
-from darts_jax.models.layers import BatchNorm
+from darts_jax.models import KEPT
 from darts_jax.one_shot import DARTS
 from darts_jax.training.metrics import correct_in_top, cross_entropy
 from darts_jax.training.optimizers import alpha_optimizer, weight_optimizer
 from darts_jax.training.randomness import NETWORK
 from darts_jax.training.search_step import (
-    KEPT,
     Optimizers,
     after_passes,
     initial_search_state,
@@ -187,10 +186,6 @@ def test_number_of_passes(name: str, passes: int, toy: ModuleType) -> None:
     state = initial(toy)
     new, _ = make_step(toy, name)(state, black, black)
     np.testing.assert_allclose(new.batch_stats["mean"], 0.9**passes, rtol=1e-12)
-
-
-def test_share_kept_is_the_layers() -> None:
-    assert BatchNorm.momentum == KEPT
 
 
 @pytest.mark.parametrize("number", [0, 1, 4])
