@@ -194,10 +194,12 @@ def _alternate(
                     replies[name].append(workers[name].ask("step"))
                 except WorkerError as error:
                     tolerate(name, error)
-        for name, worker in workers.items():
-            entry[name] |= worker.ask("peak") | _summary(
-                replies[name], images_per_step(size_named(run.size), workload)
-            )
+        images = images_per_step(size_named(run.size), workload)
+        for name, worker in list(workers.items()):
+            try:
+                entry[name] |= worker.ask("peak") | _summary(replies[name], images)
+            except WorkerError as error:
+                tolerate(name, error)
     return entry
 
 

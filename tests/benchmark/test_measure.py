@@ -8,7 +8,8 @@ import pytest
 from darts_jax.benchmark import measure
 from darts_jax.benchmark.pipe import WorkerError
 
-# Serves as either side; "at=N" lets it die in its Nth step, "at=0" before the first.
+# Serves as either side; "at=N" lets it die in its Nth step, "at=0" before the first, "at=-1"
+# after the last.
 PROGRAM = """
 import sys
 from darts_jax.benchmark import pipe
@@ -26,11 +27,15 @@ def step():
     assert steps != last, f"step {steps} fails"
     return {"seconds": 2.0, "train_loss": 0.0}
 
+def peak():
+    assert last != -1, "cannot be weighed"
+    return {"peak_resident_bytes": 1, "peak_device_bytes": None}
+
 pipe.serve({
     "prepare": prepare,
     "step": step,
     "reset_peak": lambda: {"reset": True},
-    "peak": lambda: {"peak_resident_bytes": 1, "peak_device_bytes": None},
+    "peak": peak,
     "bandwidth": lambda copy_bytes: {"bytes_per_second": 1.0},
 })
 """
@@ -47,7 +52,8 @@ def _measured(
 
 
 @pytest.mark.parametrize(
-    ("at", "words"), [(0, "cannot be prepared"), (3, "step 3 fails")]
+    ("at", "words"),
+    [(0, "cannot be prepared"), (3, "step 3 fails"), (-1, "cannot be weighed")],
 )
 def test_an_optional_baseline_may_die(
     monkeypatch: pytest.MonkeyPatch, at: int, words: str
