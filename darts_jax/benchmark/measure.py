@@ -36,7 +36,7 @@ class Run(NamedTuple):
     """What all workloads of a run share.
 
     size: a name in SIZES.
-    implementation: of our supernet, "plain" or "fused".
+    implementation: of our networks, "plain", "fused" or "folded".
     backend: what ours runs on, as `survey` found it.
     baselines: what to compare with.
     steps: timed steps of each, after one that is not counted.

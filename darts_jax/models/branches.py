@@ -4,21 +4,40 @@ A cell calls these instead of the modules of `operations.py`, which make the par
 the plain and the fused implementation have the same weights.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from darts_jax.models.folded import folded_mixed_branches
 from darts_jax.models.fused import (
     Branches,
     Operands,
     StageKernels,
+    fusible,
     mixed_branches,
     stages_of,
 )
 from darts_jax.models.layers import Moments
+
+Mixing = Callable[[Operands, Branches], tuple[jax.Array, Any]]
+
+
+def mixing(implementation: str, dtype: Any) -> Mixing | None:
+    """Returns the function that computes a source state's mixed operations in training.
+
+    Args:
+        implementation: "plain", "fused" or "folded".
+        dtype: of the activations.
+
+    Returns:
+        `(operands, branches) -> (mixed, moments)`, or None: a module for each primitive.
+    """
+    if implementation == "folded":
+        return folded_mixed_branches
+    return mixed_branches if implementation == "fused" and fusible(dtype) else None
 
 
 def kernels_of(weights: Mapping[str, Any], stages: int) -> tuple[StageKernels, ...]:
@@ -45,7 +64,7 @@ class BranchMoments(nn.Module):
 
 
 def fused_operation(
-    cell: nn.Module, name: str, primitive: str, x: jax.Array, stride: int
+    cell: nn.Module, name: str, primitive: str, x: jax.Array, stride: int, mix: Mixing
 ) -> jax.Array:
     """Returns what the module `name` of `cell`, a primitive of BRANCHES, gives in training.
 
@@ -55,6 +74,7 @@ def fused_operation(
         primitive: in BRANCHES, of one edge.
         x: `[C, B, H, W]`.
         stride: of the edge.
+        mix: what computes it.
 
     Returns:
         `[1, C', B, H', W']`.
@@ -62,6 +82,6 @@ def fused_operation(
     stages = stages_of(primitive, stride)
     kernels = kernels_of(cell.variables["params"][name], len(stages))
     operands = Operands(x, jnp.ones((1, 1), x.dtype), (kernels,))
-    y, moments = mixed_branches(operands, Branches((stages,)))
+    y, moments = mix(operands, Branches((stages,)))
     BranchMoments(name=name)(moments[0])
     return y

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from darts_jax.errors import UserError
 from darts_jax.genotype import CellGenotype, Genotype
-from darts_jax.models.branches import fused_operation
-from darts_jax.models.fused import BRANCHES, fuses, fusible
+from darts_jax.models.branches import fused_operation, mixing
+from darts_jax.models.fused import BRANCHES, fuses
 from darts_jax.models.layers import BatchNorm
 from darts_jax.models.model import as_model
 from darts_jax.models.normalise import exact
@@ -55,7 +55,7 @@ class DerivedCell(nn.Module):
     reduction: bool
     reduction_previous: bool
     norm: Norm
-    fused: bool = True
+    implementation: str = "fused"
 
     @nn.compact
     def __call__(
@@ -64,7 +64,7 @@ class DerivedCell(nn.Module):
         states = preprocess(
             inputs, self.channels, self.reduction_previous, self.norm, train
         )
-        fused = self.fused and train and fusible(states[0].dtype)
+        mix = mixing(self.implementation, states[0].dtype) if train else None
         scales: Any = None
         if train and drop_path_probability is not None:
             # One draw a cell: XLA compiles a loop for each.
@@ -78,8 +78,8 @@ class DerivedCell(nn.Module):
                 name = f"node{number}_edge{row}_{primitive}"
                 x = states[source]
                 chain = primitive in BRANCHES and fuses(primitive, stride)
-                if chain and fused and not self.is_initializing():
-                    y = fused_operation(self, name, primitive, x, stride)[0]
+                if chain and mix and not self.is_initializing():
+                    y = fused_operation(self, name, primitive, x, stride, mix)[0]
                 else:
                     build = OPERATIONS[primitive]
                     operation = build(self.channels, stride, 1, self.norm, name=name)
@@ -157,7 +157,7 @@ def make_network(
         stem: "cifar" or "imagenet".
         auxiliary: with an auxiliary head: in training `apply` then returns
             `(logits, auxiliary_logits)`.
-        implementation: "plain" or "fused", as for `make_supernet`.
+        implementation: "plain", "fused" or "folded", as for `make_supernet`.
         precision: "float32" or "bfloat16", of activations; weights, statistics, logits
             and gradients are float32 either way.
         remat: whether a gradient computes the cells again, of which only the outputs stay.
@@ -184,7 +184,7 @@ def make_network(
             reduction,
             reduction_previous,
             norm,
-            implementation == "fused" and norm_groups == 1,
+            implementation if norm_groups == 1 else "plain",
             name=name,
         )
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from darts_jax.models.branches import BranchMoments, kernels_of
+from darts_jax.models.branches import BranchMoments, Mixing, kernels_of, mixing
 from darts_jax.models.fused import (
     BRANCHES,
     SHARED,
@@ -21,8 +21,6 @@ from darts_jax.models.fused import (
     Operands,
     Shared,
     fuses,
-    fusible,
-    mixed_branches,
     stages_of,
 )
 from darts_jax.models.layers import BatchNorm
@@ -51,7 +49,7 @@ class MixedEdges(nn.Module):
     stride: int
     norm: Norm
     pool_norm: bool
-    fused: bool
+    implementation: str
 
     @nn.compact
     def __call__(
@@ -59,9 +57,10 @@ class MixedEdges(nn.Module):
     ) -> jax.Array:
         allowed = np.array(self.allowed)
         mixed: Any = 0.0
-        branches = self._branches(x.dtype) if train else []
-        if branches:
-            mixed = self._mixed_branches(x, edge_weights, branches)
+        mix = mixing(self.implementation, x.dtype) if train else None
+        branches = self._branches() if mix else []
+        if mix and branches:
+            mixed = self._mixed_branches(x, edge_weights, branches, mix)
         for o, primitive in enumerate(self.primitives):
             edges = np.flatnonzero(allowed[:, o])
             if primitive == "none" or not len(edges) or o in branches:
@@ -88,9 +87,9 @@ class MixedEdges(nn.Module):
             mixed = jnp.zeros((len(allowed), *x.shape), x.dtype)
         return mixed
 
-    def _branches(self, dtype: Any) -> list[int]:
+    def _branches(self) -> list[int]:
         """Returns the primitives that one function computes: those that every edge has."""
-        if not (self.fused and fusible(dtype)) or self.is_initializing():
+        if self.is_initializing():
             return []
         return [
             o
@@ -99,7 +98,7 @@ class MixedEdges(nn.Module):
         ]
 
     def _mixed_branches(
-        self, x: jax.Array, edge_weights: jax.Array, branches: list[int]
+        self, x: jax.Array, edge_weights: jax.Array, branches: list[int], mix: Mixing
     ) -> jax.Array:
         ordered = sorted(branches, key=lambda o: self.primitives[o] in SHARED)
         names = [self.primitives[o] for o in ordered]
@@ -115,7 +114,7 @@ class MixedEdges(nn.Module):
             Shared(SHARED[name], self.pool_norm and "_pool_" in name)
             for name in names[len(chained) :]
         )
-        mixed, moments = mixed_branches(operands, Branches(chains, shared, self.stride))
+        mixed, moments = mix(operands, Branches(chains, shared, self.stride))
         for name, found in zip(names, moments, strict=True):
             if found:
                 BranchMoments(name=name)(found)
@@ -131,7 +130,7 @@ class MixedCell(nn.Module):
     reduction: bool
     reduction_previous: bool
     norm: Norm
-    fused: bool
+    implementation: str
 
     @nn.compact
     def __call__(
@@ -158,7 +157,7 @@ class MixedCell(nn.Module):
                 2 if self.reduction and source < space.num_inputs else 1,
                 self.norm,
                 space.skeleton == "darts",
-                self.fused,
+                self.implementation,
                 name=f"source{source}",
             )(states[source], weights[np.array(edges)], train=train)
             # Not mixed[row]: the gradient of a split is a concatenation, of an index a padding.
@@ -201,10 +200,10 @@ def make_supernet(
         stem_affine: whether the batch norm outside the cells is affine (the authors' code:
             yes; the paper: no). Inside the cells it never is in a search.
         evaluation: "running" or "batch": the statistics used when not training.
-        implementation: "plain", every primitive a module of its own with JAX's gradients, or
-            "fused", the same function and parameters by fewer and faster operations where
-            there are any (in training, on one CPU device with our kernels, in float32 and
-            without norm_groups).
+        implementation: "plain", every primitive a module of its own with JAX's gradients;
+            or the same function and parameters, in training and without norm_groups, by
+            fewer and faster operations: "fused", where there are any (on one CPU device with
+            our kernels, in float32), "folded", as dense convolutions.
         precision: "float32" or "bfloat16", of activations; weights, statistics, logits
             and gradients are float32 either way.
         remat: whether a gradient computes the cells again, of which only the outputs stay.
@@ -233,7 +232,7 @@ def make_supernet(
             reduction,
             reduction_previous,
             norm,
-            implementation == "fused" and norm_groups == 1,
+            implementation if norm_groups == 1 else "plain",
             name=name,
         )
 

@@ -1,4 +1,7 @@
-"""The fused supernet is the plain one: values, gradients, statistics, hypergradients."""
+"""The fused and the folded supernet are the plain one.
+
+In values, gradients, statistics and hypergradients.
+"""
 
 import functools
 from typing import Any
@@ -15,6 +18,7 @@ from darts_jax.genotype import Genotype, parse_text
 from darts_jax.kernels.compiled import kernels, why_not
 from darts_jax.kernels.mixed import StageKernels
 from darts_jax.models import fused, make_network, make_supernet
+from darts_jax.models.folded import folded_mixed_branches
 from darts_jax.models.normalise import batch_norm, plain_batch_norm
 from darts_jax.one_shot import DARTS
 from darts_jax.spaces import SPACES, Space
@@ -22,7 +26,9 @@ from darts_jax.training.metrics import cross_entropy
 from darts_jax.training.optimizers import weight_optimizer
 from darts_jax.types import Batch
 
-pytestmark = pytest.mark.skipif(kernels() is None, reason=f"no kernels: {why_not()}")
+native = pytest.mark.skipif(kernels() is None, reason=f"no kernels: {why_not()}")
+# What there is beside the plain supernet.
+OTHERS = ("folded",) if kernels() is None else ("fused", "folded")
 
 
 def assert_close(found: Any, wanted: Any, tolerance: float = 1e-11) -> None:
@@ -113,8 +119,24 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("shape", "affine", "primitives"), CASES)
+FUNCTIONS = {"fused": fused.mixed_branches, "folded": folded_mixed_branches}
+# Of the folded one, which is plain operations, a case of each kind is enough.
+FOLDED = [
+    *((shape, False, PRIMITIVES) for shape in (SHAPES[0], SHAPES[1], SHAPES[6])),
+    (SHAPES[3], True, PRIMITIVES),
+    ((5, 7, 9, 5, (3, 16), 1), True, DENSE),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "affine", "primitives"),
+    [
+        *(pytest.param("fused", *case, marks=native) for case in CASES),
+        *(("folded", *case) for case in FOLDED),
+    ],
+)
 def test_mixed_branches_and_its_first_two_derivatives(
+    name: str,
     shape: Any,
     affine: bool,
     primitives: tuple[str, ...],
@@ -134,9 +156,10 @@ def test_mixed_branches_and_its_first_two_derivatives(
         gradient = jax.grad(value, has_aux=True)
         return jax.jit(lambda a, b: jax.jvp(gradient, (a,), (b,)))(operands, direction)
 
-    assert_close(all_of(fused.mixed_branches), all_of(fused.plain_mixed_branches))
+    assert_close(all_of(FUNCTIONS[name]), all_of(fused.plain_mixed_branches))
 
 
+@native
 @pytest.mark.parametrize(
     ("shape", "primitives"),
     [
@@ -165,6 +188,7 @@ def test_single_precision(
     assert_close(all_of(fused.mixed_branches), all_of(fused.plain_mixed_branches), 1e-4)
 
 
+@native
 def test_every_mode_of_differentiation(float64: None, rng: np.random.Generator) -> None:
     operands, branches, weights = _problem(SHAPES[1], rng, affine=True)
     direction = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), operands)
@@ -197,6 +221,7 @@ def test_every_mode_of_differentiation(float64: None, rng: np.random.Generator) 
     assert_close(all_of(fused.mixed_branches), all_of(fused.plain_mixed_branches), 1e-9)
 
 
+@native
 @pytest.mark.parametrize("of", [("weights",), ("x", "weights"), ("x",)])
 def test_gradients_of_some_operands_are_those_of_all(
     of: tuple[str, ...], float64: None, rng: np.random.Generator
@@ -220,6 +245,7 @@ def test_gradients_of_some_operands_are_those_of_all(
             np.testing.assert_array_equal(a, b)
 
 
+@native
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[3], SHAPES[7], SHAPES[9]])
 def test_of_equal_numbers_the_first_takes_the_gradient(
     shape: Any, float64: None, rng: np.random.Generator
@@ -238,15 +264,18 @@ def test_of_equal_numbers_the_first_takes_the_gradient(
 
 
 @pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    "name", [pytest.param("fused", marks=native), pytest.param("folded")]
+)
 def test_pools_without_chains(
-    stride: int, float64: None, rng: np.random.Generator
+    name: str, stride: int, float64: None, rng: np.random.Generator
 ) -> None:
     x = jnp.asarray(rng.integers(0, 3, (4, 3, 7, 6)).astype(np.float64))
     operands = fused.Operands(x, jnp.asarray(rng.normal(size=(3, 2))), ())
     shared = (fused.Shared("max_pool", True), fused.Shared("avg_pool", False))
     branches = fused.Branches((), shared, stride)
     weights = jnp.asarray(
-        rng.normal(size=fused.mixed_branches(operands, branches)[0].shape)
+        rng.normal(size=fused.plain_mixed_branches(operands, branches)[0].shape)
     )
 
     def gradient(function: Any) -> Any:
@@ -255,9 +284,10 @@ def test_pools_without_chains(
 
         return jax.grad(value)(operands)
 
-    assert_close(gradient(fused.mixed_branches), gradient(fused.plain_mixed_branches))
+    assert_close(gradient(FUNCTIONS[name]), gradient(fused.plain_mixed_branches))
 
 
+@native
 def test_batch_norm_and_its_first_two_derivatives(
     float64: None, rng: np.random.Generator
 ) -> None:
@@ -277,13 +307,31 @@ def test_batch_norm_and_its_first_two_derivatives(
     assert_close(all_of(batch_norm), all_of(plain_batch_norm))
 
 
-def test_batch_norm_of_large_means(rng: np.random.Generator) -> None:
+def _normalised(x: jax.Array) -> Any:
+    return batch_norm(x, jnp.ones((1, 2)), jnp.zeros((1, 2)))
+
+
+def _folded_normalised(x: jax.Array) -> Any:
+    operands = fused.Operands(x[0], jnp.ones((1, 1)), ())
+    branches = fused.Branches((), (fused.Shared("identity", True),))
+    mixed, (((mean, variance),),) = folded_mixed_branches(operands, branches)
+    count = x[0, 0].size
+    return mixed, mean, variance * ((count - 1) / count)
+
+
+@pytest.mark.parametrize(
+    "normalise", [pytest.param(_normalised, marks=native), _folded_normalised]
+)
+def test_batch_norm_of_large_means(normalise: Any, rng: np.random.Generator) -> None:
     # A variance as the difference of two mean squares would have no correct digit here.
     x = (1e4 + rng.normal(size=(1, 2, 8, 8, 8))).astype(np.float32)
-    _, mean, variance = batch_norm(jnp.asarray(x), jnp.ones((1, 2)), jnp.zeros((1, 2)))
+    y, mean, variance = normalise(jnp.asarray(x))
     exact = x.astype(np.float64)
     np.testing.assert_allclose(mean, exact.mean((2, 3, 4)), rtol=1e-6)
     np.testing.assert_allclose(variance, exact.var((2, 3, 4)), rtol=1e-4)
+    centred = exact - exact.mean((2, 3, 4), keepdims=True)
+    wanted = centred / np.sqrt(exact.var((2, 3, 4), keepdims=True) + 1e-5)
+    np.testing.assert_allclose(y, wanted, atol=5e-3)  # numbers 1e-3 apart near 1e4
 
 
 # All primitives, a subset on every edge, edges with primitives of their own, another skeleton.
@@ -298,7 +346,7 @@ def _supernets(space: Space, **size: Any) -> dict[str, Any]:
     base = {"image_shape": (8, 8, 3), "num_classes": 4, "num_cells": 1, "channels": 2}
     return {
         name: make_supernet(space, **base | size, implementation=name)
-        for name in ("plain", "fused")
+        for name in ("plain", *OTHERS)
     }
 
 
@@ -324,7 +372,8 @@ def test_supernets_agree(name: str, float64: None, rng: np.random.Generator) -> 
         run = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
         tested = model.apply(weights, stats, images, edge_weights, train=False)
         results[key] = (run(weights, edge_weights), tested)
-    assert_close(results["fused"], results["plain"], 1e-10)
+    for other in OTHERS:
+        assert_close(results[other], results["plain"], 1e-10)
 
 
 @pytest.mark.parametrize("hypergradient", HYPERGRADIENTS)
@@ -371,7 +420,8 @@ def test_hypergradients_agree(
         results[key] = jax.jit(lambda *a, chosen=chosen: chosen(*a).alphas)(
             weights, alphas, *batches
         )
-    assert_close(results["fused"], results["plain"], 1e-9)
+    for other in OTHERS:
+        assert_close(results[other], results["plain"], 1e-9)
 
 
 DERIVED = {
@@ -396,7 +446,7 @@ def test_derived_networks_agree(
             channels=2,
             implementation=implementation,
         )
-        for implementation in ("plain", "fused")
+        for implementation in ("plain", *OTHERS)
     }
     weights, stats = models["plain"].init(jax.random.key(0))
     # Scales and shifts of the norms that differ from 1 and 0.
@@ -423,4 +473,5 @@ def test_derived_networks_agree(
 
         run = jax.jit(jax.value_and_grad(loss, has_aux=True))
         results[key] = (run(weights), model.apply(weights, stats, images, train=False))
-    assert_close(results["fused"], results["plain"], 1e-10)
+    for other in OTHERS:
+        assert_close(results[other], results["plain"], 1e-10)
