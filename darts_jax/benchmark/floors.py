@@ -19,12 +19,12 @@ pass: 5 transfers. At C = 16, 8 cells, 32x32 that is 13.5 million floats an imag
 from collections.abc import Iterable
 
 from darts_jax import zoo
-from darts_jax.benchmark.sizes import WORKLOADS, Size
+from darts_jax.benchmark.sizes import USUAL, WORKLOADS, Size, Variant
 from darts_jax.genotype import CellGenotype, Genotype
 from darts_jax.spaces import SPACES, Space
 
 TRANSFERS = 5
-FLOAT_BYTES = 4
+FLOAT_BYTES = {"float32": 4, "bfloat16": 2}
 OUTPUTS = {"sep_conv": 4, "dil_conv": 2, "nor_conv": 1, "conv_7x1": 2}  # by prefix
 
 Edge = tuple[str, int]  # primitive, source state
@@ -146,11 +146,12 @@ def floats_per_image(size: Size, workload: str) -> int:
     )
 
 
-def floor_bytes(size: Size, workload: str) -> int:
-    """Returns the bytes that one step must move, in float32."""
+def floor_bytes(size: Size, workload: str, variant: Variant = USUAL) -> int:
+    """Returns the bytes that one step must move, of all seeds."""
     batch = size.batch
     if WORKLOADS[workload].network == "network":
         assert size.retrain is not None
         batch = size.retrain.batch
-    passes = WORKLOADS[workload].passes
-    return passes * TRANSFERS * FLOAT_BYTES * batch * floats_per_image(size, workload)
+    bytes_per_image = FLOAT_BYTES[variant.precision] * floats_per_image(size, workload)
+    passes = WORKLOADS[workload].passes * variant.seeds
+    return passes * TRANSFERS * batch * bytes_per_image

@@ -12,7 +12,12 @@ from typing import Any, NamedTuple
 import darts_jax
 from darts_jax.benchmark.floors import floor_bytes
 from darts_jax.benchmark.pipe import Worker, WorkerError, started
-from darts_jax.benchmark.sizes import WORKLOADS, images_per_step, size_named
+from darts_jax.benchmark.sizes import (
+    WORKLOADS,
+    Variant,
+    images_per_step,
+    size_named,
+)
 from darts_jax.errors import UserError
 
 OURS = "jax"
@@ -36,7 +41,7 @@ class Run(NamedTuple):
     """What all workloads of a run share.
 
     size: a name in SIZES.
-    implementation: of our networks, "plain", "fused" or "folded".
+    variant: of our side.
     backend: what ours runs on, as `survey` found it.
     baselines: what to compare with.
     steps: timed steps of each, after one that is not counted.
@@ -45,7 +50,7 @@ class Run(NamedTuple):
     """
 
     size: str
-    implementation: str
+    variant: Variant
     backend: str
     baselines: Sequence[Baseline]
     steps: int
@@ -93,11 +98,11 @@ def survey(baselines: Sequence[Baseline]) -> dict[str, Any]:
     return hardware
 
 
-def compile_only(size: str, workload: str, implementation: str) -> str:
+def compile_only(size: str, workload: str, variant: Variant) -> str:
     """Compiles a workload into the user's compilation cache; returns a line of seconds."""
     with started(OUR_COMMAND, environment()) as worker:
         prepared = worker.ask(
-            "prepare", size=size, workload=workload, implementation=implementation
+            "prepare", size=size, workload=workload, variant=variant._asdict()
         )
     return f"{workload}: {_start_up(prepared)}"
 
@@ -128,7 +133,7 @@ def measure(run: Run, workload: str) -> dict[str, dict[str, Any]]:
         entry = _alternate(run, workload, environment(cache))
     ours = entry[OURS]
     ours["cold"], ours["bandwidth_bytes_per_second"] = cold, copied["bytes_per_second"]
-    ours |= _share_of_floor(run.size, workload, ours)
+    ours |= _share_of_floor(run, workload, ours)
     medians = [
         f"{k} {v['median_s']:.4f} s" for k, v in entry.items() if "median_s" in v
     ]
@@ -136,10 +141,8 @@ def measure(run: Run, workload: str) -> dict[str, dict[str, Any]]:
     return entry
 
 
-def _share_of_floor(
-    size: str, workload: str, ours: Mapping[str, Any]
-) -> dict[str, Any]:
-    floor = floor_bytes(size_named(size), workload)
+def _share_of_floor(run: Run, workload: str, ours: Mapping[str, Any]) -> dict[str, Any]:
+    floor = floor_bytes(size_named(run.size), workload, run.variant)
     seconds = floor / ours["bandwidth_bytes_per_second"]
     return {
         "floor_bytes": floor,
@@ -148,15 +151,14 @@ def _share_of_floor(
     }
 
 
-def _request(run: Run, workload: str, name: str) -> dict[str, str]:
+def _request(run: Run, workload: str, name: str) -> dict[str, Any]:
     """Returns what an implementation needs to prepare a workload, or what stands for it."""
-    if name == OURS:
-        extra = {"implementation": run.implementation}
-    else:
+    extra: dict[str, Any] = {}
+    if name != OURS:
         workload = WORKLOADS[workload].baseline or workload
-        extra = {"backend": run.backend}
-        if name == "pmap":
-            extra["implementation"] = run.implementation
+        extra["backend"] = run.backend
+    if name in (OURS, "pmap"):
+        extra["variant"] = run.variant._asdict()
     return {"size": run.size, "workload": workload, **extra}
 
 
@@ -195,6 +197,7 @@ def _alternate(
                 except WorkerError as error:
                     tolerate(name, error)
         images = images_per_step(size_named(run.size), workload)
+        images *= run.variant.seeds  # 1 where there is a baseline
         for name, worker in list(workers.items()):
             try:
                 entry[name] |= worker.ask("peak") | _summary(replies[name], images)
@@ -203,7 +206,7 @@ def _alternate(
     return entry
 
 
-def _warmed_up(worker: Worker, request: dict[str, str]) -> dict[str, Any]:
+def _warmed_up(worker: Worker, request: dict[str, Any]) -> dict[str, Any]:
     """Prepares a worker and runs one step; returns the seconds of both."""
     prepared = worker.ask("prepare", **request)
     first = worker.ask("step")["seconds"]

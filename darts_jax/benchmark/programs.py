@@ -32,11 +32,16 @@ def average_gradients() -> optax.GradientTransformation:
     return optax.stateless(lambda grads, _: jax.lax.pmean(grads, DEVICES))
 
 
-def one_device(task: Task) -> Program:
-    """The program of a single device."""
+def one_device(task: Task, seeds: int = 1) -> Program:
+    """The program of a single device, of several seeds a state and metrics for each."""
+    step, keys = task.step, [jax.random.key(seed) for seed in range(seeds)]
     # As in runs not compiled: that takes longer than compiling the step.
-    state = jax.tree.map(jnp.array, task.init(jax.random.key(0)))
-    return Program(jax.jit(task.step, donate_argnums=0), state, task.batches)
+    states = [jax.tree.map(jnp.array, task.init(key)) for key in keys]
+    state = states[0]
+    if seeds > 1:
+        state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        step = jax.vmap(task.step, (0, *(None for _ in task.batches)))
+    return Program(jax.jit(step, donate_argnums=0), state, task.batches)
 
 
 def by_jit(task: Task) -> Program:

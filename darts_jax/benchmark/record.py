@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from darts_jax.benchmark.measure import OURS
-from darts_jax.benchmark.sizes import SIZES, WORKLOADS
+from darts_jax.benchmark.sizes import SIZES, WORKLOADS, Variant
 
 FIRST = "search_step_first_order"
 MIB = 2**20
@@ -27,8 +27,8 @@ DEFINITIONS = {
     "our own",
     "bandwidth_bytes_per_second": "read and written by x + 1 in place, best of several, "
     "in the same process and minute",
-    "floor_s": "floor_bytes over that bandwidth; floor_bytes: passes x 5 transfers x 4 "
-    "bytes x batch x floats an image, darts_jax/benchmark/floors.py",
+    "floor_s": "floor_bytes over that bandwidth; floor_bytes: seeds x passes x 5 transfers "
+    "x bytes of the precision x batch x floats an image, darts_jax/benchmark/floors.py",
     "share_of_floor": "floor_s over the median step; 1 is the floor",
 }
 
@@ -111,9 +111,17 @@ def make_record(
 
 
 def file_name(size: str, hardware: Mapping[str, Any]) -> str:
-    """Returns `<size>_<device kind>.json`, the kind in lower case with dashes."""
+    """Returns `<size>[_<variant>]_<device kind>.json`.
+
+    The kind is in lower case with dashes; of the variant stands what is not the default.
+    """
     kind = re.sub(r"[^a-z0-9]+", "-", hardware["device_kind"].lower()).strip("-")
-    return f"{size}_{kind}.json"
+    parts = [size]
+    for field, default in Variant._field_defaults.items():
+        chosen = hardware.get(field, default)
+        if chosen != default:
+            parts.append(f"{chosen}{field if isinstance(chosen, int) else ''}")
+    return f"{'_'.join([*parts, kind])}.json"
 
 
 HEADER = (

@@ -49,6 +49,19 @@ class Size(NamedTuple):
     copy_bytes: int = 256 * MIB
 
 
+class Variant(NamedTuple):
+    """What can be chosen of our side beside a size.
+
+    implementation: of the networks, as for `make_supernet`, as is the precision.
+    seeds: how many states one program trains, each its own, with the same batches.
+    """
+
+    implementation: str = "fused"
+    precision: str = "float32"
+    seeds: int = 1
+
+
+USUAL = Variant()
 CIFAR = (32, 32, 3)
 SIZES: dict[str, Size] = {
     # Liu et al. 2019, section 3.1: search, and retraining of DARTS_V2.
@@ -151,7 +164,10 @@ def workloads_of(size: Size, names: list[str] | None = None) -> list[str]:
 
 
 def images_per_step(size: Size, name: str) -> int:
-    """Returns how many images one step of a workload takes in, valid batches included."""
+    """Returns how many images one step of a workload takes in, valid batches included.
+
+    Of one seed.
+    """
     if WORKLOADS[name].network == "network":
         assert size.retrain is not None
         return size.retrain.batch

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from darts_jax import zoo
-from darts_jax.benchmark.sizes import NUM_CLASSES, WORKLOADS, Size
+from darts_jax.benchmark.sizes import NUM_CLASSES, USUAL, WORKLOADS, Size, Variant
 from darts_jax.bilevel import HYPERGRADIENTS
 from darts_jax.genotype import Genotype
 from darts_jax.models import make_network, make_supernet, packed
@@ -41,18 +41,18 @@ class Task(NamedTuple):
 def make_task(
     size: Size,
     name: str,
-    implementation: str = "fused",
+    variant: Variant = USUAL,
     before: optax.GradientTransformation | None = None,
 ) -> Task:
     """Returns the task of the workload `name` of WORKLOADS, with random images.
 
-    implementation: of the supernet, as for `make_supernet`.
+    variant: of it; the seeds are the program's.
     before: what gradients go through before the optimizers; None: nothing.
     """
     before = before or optax.identity()
     if WORKLOADS[name].network == "network":
-        return _retraining(size, before)
-    return _search(size, name, implementation, before)
+        return _retraining(size, variant, before)
+    return _search(size, name, variant, before)
 
 
 def _batch(size: Size, number: int, seed: int) -> Batch:
@@ -63,7 +63,7 @@ def _batch(size: Size, number: int, seed: int) -> Batch:
 
 
 def _search(
-    size: Size, name: str, implementation: str, before: optax.GradientTransformation
+    size: Size, name: str, variant: Variant, before: optax.GradientTransformation
 ) -> Task:
     workload, strategy = WORKLOADS[name], ONE_SHOT["darts"]
     space = SPACES[size.space]()
@@ -77,7 +77,8 @@ def _search(
             stem_multiplier=size.stem_multiplier,
             stem_affine=size.stem_affine,
             evaluation=size.evaluation,
-            implementation=implementation,
+            implementation=variant.implementation,
+            precision=variant.precision,
         )
     )
     options: dict[str, Any] = {
@@ -111,7 +112,9 @@ def _search(
     return Task(init, lambda state, train: weights_step(levels, state, train), batches)
 
 
-def _retraining(size: Size, before: optax.GradientTransformation) -> Task:
+def _retraining(
+    size: Size, variant: Variant, before: optax.GradientTransformation
+) -> Task:
     chosen = size.retrain
     assert chosen is not None
     model = packed(
@@ -123,6 +126,8 @@ def _retraining(size: Size, before: optax.GradientTransformation) -> Task:
             channels=chosen.channels,
             stem_multiplier=size.stem_multiplier,
             auxiliary=chosen.auxiliary,
+            implementation=variant.implementation,
+            precision=variant.precision,
         )
     )
     optimizer = optax.chain(before, weight_optimizer(LEARNING_RATE))

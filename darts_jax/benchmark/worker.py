@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from darts_jax.benchmark import memory, pipe
-from darts_jax.benchmark.sizes import size_named
+from darts_jax.benchmark.sizes import Variant, size_named
 
 COPIES = 7
 
@@ -45,15 +45,20 @@ class Session:
         return {"versions": {}}
 
     def prepare(
-        self, size: str, workload: str, implementation: str, backend: str = ""
+        self, size: str, workload: str, variant: dict[str, Any], backend: str = ""
     ) -> dict[str, Any]:
         """Builds, traces and compiles; the seconds of each and XLA's figures.
 
+        variant: the fields of a `Variant`; several seeds are for one device.
         kernels_s: of building or loading our own kernels; init_s: of the initial state.
         """
         import jax
 
-        from darts_jax.benchmark.programs import PROGRAMS, average_gradients
+        from darts_jax.benchmark.programs import (
+            PROGRAMS,
+            average_gradients,
+            one_device,
+        )
         from darts_jax.benchmark.tasks import make_task
         from darts_jax.kernels.allocator import return_freed_memory
         from darts_jax.kernels.compiled import kernels
@@ -64,8 +69,12 @@ class Session:
             kernels()  # built at the first use, else loaded
         start = time.perf_counter()
         before = average_gradients() if self.devices == "pmap" else None
-        task = make_task(size_named(size), workload, implementation, before)
-        program = PROGRAMS[self.devices](task)
+        chosen = Variant(**variant)
+        task = make_task(size_named(size), workload, chosen, before)
+        if chosen.seeds > 1:
+            program = one_device(task, chosen.seeds)
+        else:
+            program = PROGRAMS[self.devices](task)
         self.step_function, self.state, self.batches = program
         initialised = time.perf_counter()
         with without_collection():  # as in training/loop.py
@@ -81,12 +90,13 @@ class Session:
             "trace_s": traced - initialised,
             "compile_s": done - traced,
             "resident_bytes": memory.resident_bytes(),
-            "parameters": sum(x.size for x in jax.tree.leaves(self.state.weights)),
+            "parameters": sum(x.size for x in jax.tree.leaves(self.state.weights))
+            // chosen.seeds,
             **_analysis(compiled),
         }
 
     def step(self) -> dict[str, Any]:
-        """Runs one step; its seconds and the train loss before it."""
+        """Runs one step; its seconds and the train loss before it, the mean of all seeds."""
         import jax
 
         from darts_jax.kernels.allocator import return_freed_memory

@@ -5,13 +5,13 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import darts_jax
 from darts_jax.benchmark import measure, record
-from darts_jax.benchmark.sizes import Size, size_named, workloads_of
+from darts_jax.benchmark.sizes import USUAL, Size, Variant, size_named, workloads_of
 from darts_jax.commands import compilation_cache, flags
 from darts_jax.commands.checks import CHOICES
 from darts_jax.errors import UserError, unknown
@@ -22,6 +22,8 @@ ROOT = Path(darts_jax.__file__).resolve().parents[1]
 FLAGS: dict[str, str | bool | None] = {
     "size": "quickstart",
     "implementation": "fused",
+    "precision": "float32",
+    "seeds": "1",
     "baseline": "",
     "json": "",
     "steps": "",
@@ -40,17 +42,17 @@ def main(argv: Sequence[str]) -> int:
     size = size_named(name)
     chosen = [word for word in str(given["workloads"]).split(",") if word]
     workloads = workloads_of(size, chosen or None)
-    implementation = str(given["implementation"])
-    if implementation not in CHOICES["model.implementation"]:
-        raise unknown("implementation", implementation, CHOICES["model.implementation"])
-    steps = _steps(str(given["steps"]), size.steps)
+    variant = _variant(given)
+    steps = _number("steps", str(given["steps"]) or str(size.steps))
     baselines = _baselines(str(given["baseline"]), bool(given["torch-compile"]))
+    if baselines and variant._replace(implementation="fused") != USUAL:
+        raise UserError("--baseline takes neither --precision nor --seeds")
     output = _output(str(given["json"]))
     if given["compile-only"]:
         if baselines or given["json"]:
             raise UserError("--compile-only takes neither --baseline nor --json")
         for workload in workloads:
-            print(measure.compile_only(name, workload, implementation), flush=True)
+            print(measure.compile_only(name, workload, variant), flush=True)
         print(f"compiled programs: {compilation_cache.directory()}")
         return 0
     command = f"darts-jax benchmark {shlex.join(argv)}".rstrip()
@@ -61,15 +63,13 @@ def main(argv: Sequence[str]) -> int:
         )
     with _ending_on_sigterm():
         hardware = measure.survey(baselines)
-        hardware |= {"load_average_before": load, "implementation": implementation}
+        hardware |= {"load_average_before": load, **variant._asdict()}
         backend = hardware["backend"]
         if given["baseline"] == "pmap":
             _check_split(size, len(hardware["devices"]))
         # Beside pmap, which uses all devices, ours does so too, by jit.
         devices = "jit" if given["baseline"] == "pmap" else "one"
-        run = measure.Run(
-            name, implementation, backend, baselines, steps, _say, devices
-        )
+        run = measure.Run(name, variant, backend, baselines, steps, _say, devices)
         if not given["json"]:
             output = _unused(output / record.file_name(name, hardware))
         names = [baseline.name for baseline in baselines]
@@ -109,12 +109,23 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _steps(given: str, default: int) -> int:
-    if not given:
-        return default
+def _number(flag: str, given: str) -> int:
     if not given.isdecimal() or int(given) < 1:
-        raise UserError(f"--steps={given}: expected a whole number, at least 1")
+        raise UserError(f"--{flag}={given}: expected a whole number, at least 1")
     return int(given)
+
+
+def _variant(given: Mapping[str, object]) -> Variant:
+    """Returns what the flags choose of our side; raises UserError for unknown names."""
+    fields = {"implementation": "model.implementation", "precision": "precision"}
+    for flag, field in fields.items():
+        if given[flag] not in CHOICES[field]:
+            raise unknown(flag, str(given[flag]), CHOICES[field])
+    return Variant(
+        str(given["implementation"]),
+        str(given["precision"]),
+        _number("seeds", str(given["seeds"])),
+    )
 
 
 def _baselines(name: str, compiled: bool) -> list[measure.Baseline]:

@@ -16,7 +16,8 @@ between two convolutions. Plain operations of JAX throughout: derivatives of eve
 JAX's own.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -27,7 +28,14 @@ from darts_jax.kernels.mixed import Branches, Operands, Stage, StageKernels
 from darts_jax.models.layers import avg_pool, max_pool
 from darts_jax.models.normalise import EPSILON, exact
 
-Moments = tuple[jax.Array, jax.Array]
+
+class Normed(NamedTuple):
+    """A batch norm's input `[B, H, W, C]` and what normalises it: `factor * z + shift`."""
+
+    z: jax.Array
+    factor: jax.Array  # [C], as shift
+    shift: jax.Array
+    moments: tuple[jax.Array, jax.Array]  # mean and unbiased variance, [C]
 
 
 def folded_mixed_branches(
@@ -41,41 +49,50 @@ def folded_mixed_branches(
     """
     edges = len(operands.weights)
     weights = iter(operands.weights.T)
-    images = _channels_last(operands.x)
-    rectified = nn.relu(images)
+    rectified = nn.relu(_channels_last(operands.x))
     total: Any = 0.0
     offset: Any = 0.0
     moments: list[Any] = []
     for kernels, stages in zip(operands.kernels, branches.chains, strict=True):
-        value, found = rectified, []
-        for number, (kernel, stage) in enumerate(zip(kernels, stages, strict=True)):
-            if number:
-                value = nn.relu(factor * z + shift).astype(z.dtype)
-            z = _convolved(value, kernel, stage, groups=edges if number else 1)
-            factor, shift, moment = _normalising(z, kernel)
-            found.append(tuple(m.reshape(edges, -1) for m in moment))
-        weight = jnp.repeat(next(weights), z.shape[-1] // edges)
-        total += weight * factor * z
-        offset += weight * shift
-        moments.append(tuple(found))
+        normed = _chain(rectified, kernels, stages)
+        last = normed[-1]
+        weight = jnp.repeat(next(weights), len(last.factor) // edges)
+        total += weight * last.factor * last.z
+        offset += weight * last.shift
+        moments.append(
+            tuple(tuple(m.reshape(edges, -1) for m in each.moments) for each in normed)
+        )
     for kind, normalised in branches.shared:
-        z, found = images, []
+        value = operands.x
         if kind != "identity":
             pool = max_pool if kind == "max_pool" else avg_pool
-            z = _channels_last(pool(operands.x, stride=branches.stride))
-        weight = next(weights)[:, None]
+            value = pool(value, stride=branches.stride)
+        weight, found = next(weights)[:, None], []
+        z = _channels_last(value)
         if normalised:
-            factor, shift, moment = _normalising(z)
-            found = [tuple(jnp.broadcast_to(m, (edges, len(m))) for m in moment)]
-            offset += (weight * shift).ravel()
-            weight = weight * factor
-        total += jnp.repeat(weight, z.shape[-1] // weight.shape[1], 1).ravel() * (
-            jnp.tile(z, edges)
-        )
+            norm = _normed(z)
+            found = [tuple(jnp.broadcast_to(m, (edges, len(m))) for m in norm.moments)]
+            offset += (weight * norm.shift).ravel()
+            weight = weight * norm.factor
+        factor = jnp.broadcast_to(weight, (edges, len(value))).ravel()
+        total += factor * jnp.tile(z, edges)
         moments.append(tuple(found))
     mixed = (total + offset).astype(operands.x.dtype)
     mixed = mixed.reshape(*mixed.shape[:3], edges, -1).transpose(3, 4, 0, 1, 2)
     return mixed, lax.stop_gradient(tuple(moments))
+
+
+def _chain(
+    x: jax.Array, kernels: Sequence[StageKernels], stages: Sequence[Stage]
+) -> list[Normed]:
+    """Returns the stages of a chain on a rectified source state `[B, H, W, C]`."""
+    normed = [_normed(_convolved(x, kernels[0], stages[0], groups=1), kernels[0])]
+    for kernel, stage in zip(kernels[1:], stages[1:], strict=True):
+        z, factor, shift, _ = normed[-1]
+        x = nn.relu(factor * z + shift).astype(z.dtype)
+        z = _convolved(x, kernel, stage, groups=len(kernel.taps))
+        normed.append(_normed(z, kernel))
+    return normed
 
 
 def _channels_last(x: jax.Array) -> jax.Array:
@@ -110,26 +127,23 @@ def _convolved(
     )
 
 
-def _normalising(
-    z: jax.Array, kernels: StageKernels | None = None
-) -> tuple[jax.Array, jax.Array, Moments]:
-    """Returns the batch norm of z `[B, H, W, C]` as factor and shift `[C]`, and its moments.
+def _normed(z: jax.Array, kernels: StageKernels | None = None) -> Normed:
+    """Returns the batch norm of z `[B, H, W, C]`, with scale and shift of `kernels`, if any.
 
-    The normalised value is `factor * z + shift`; mean and unbiased variance are `[C]`. Both
-    sums are one pass around the first pixel's value, which may be any number near the mean:
-    a difference of large squares would lose the variance.
+    Both sums are one pass around the first pixel's value, which may be any number near the
+    mean: a difference of large squares would lose the variance.
     """
     values = z.astype(exact(z.dtype))
     pivot = lax.stop_gradient(values[:1, :1, :1])
-    count = z[..., 0].size
     mean = jnp.mean(values - pivot, (0, 1, 2))
     variance = jnp.mean(jnp.square(values - pivot), (0, 1, 2)) - jnp.square(mean)
     variance = jnp.maximum(variance, 0)
     mean += pivot[0, 0, 0]
-    factor, shift = lax.rsqrt(variance + EPSILON), 0.0
+    factor = lax.rsqrt(variance + EPSILON)
     if kernels is not None and kernels.scale is not None:
         factor *= kernels.scale.ravel()
+    shift = -mean * factor
     if kernels is not None and kernels.shift is not None:
-        shift = kernels.shift.ravel()
-    unbiased = variance * (count / max(count - 1, 1))
-    return factor, shift - mean * factor, (mean, unbiased)
+        shift += kernels.shift.ravel()
+    count = z[..., 0].size
+    return Normed(z, factor, shift, (mean, variance * (count / max(count - 1, 1))))

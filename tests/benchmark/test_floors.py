@@ -8,6 +8,7 @@ from darts_jax.benchmark.floors import floats_of_cell, floats_per_image, floor_b
 from darts_jax.benchmark.sizes import (
     SIZES,
     WORKLOADS,
+    Variant,
     images_per_step,
     size_named,
     workloads_of,
@@ -105,6 +106,8 @@ def test_the_floor_grows_with_batch_and_passes() -> None:
     assert floor_bytes(size._replace(batch=128), "weights_step") == 2 * once
     assert floor_bytes(size, "search_step_first_order") == 2 * once
     assert floor_bytes(size, "search_step_unrolled") == 5 * once
+    assert 2 * floor_bytes(size, "weights_step", Variant(precision="bfloat16")) == once
+    assert floor_bytes(size, "weights_step", Variant(seeds=4)) == 4 * once
     # 5 transfers of 4 bytes.
     assert once == 20 * 64 * floats_per_image(size, "weights_step")
 

@@ -7,6 +7,7 @@ import pytest
 
 from darts_jax.benchmark import measure
 from darts_jax.benchmark.pipe import WorkerError
+from darts_jax.benchmark.sizes import Variant
 
 # Serves as either side; "at=N" lets it die in its Nth step, "at=0" before the first, "at=-1"
 # after the last.
@@ -47,7 +48,7 @@ def _measured(
 ) -> tuple[dict[str, Any], list[str]]:
     said: list[str] = []
     monkeypatch.setattr(measure, "OUR_COMMAND", COMMAND)
-    run = measure.Run("tiny", "fused", "cpu", baselines, 3, said.append)
+    run = measure.Run("tiny", Variant(), "cpu", baselines, 3, said.append)
     return measure.measure(run, "weights_step"), said
 
 

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from darts_jax.benchmark.record import file_name, make_record, ratios_against, table
+from darts_jax.benchmark.sizes import Variant
 
 
 def _ours(median: float, peak: int) -> dict[str, Any]:
@@ -76,6 +77,9 @@ def test_a_record_is_json_with_its_headlines() -> None:
     assert record["size"]["name"] == "tiny"
     assert record["size"]["retrain"]["genotype"] == "DARTS_V2"
     assert file_name("tiny", HARDWARE) == "tiny_nvidia-h100-80gb-hbm3.json"
+    chosen = HARDWARE | Variant("folded", "bfloat16", 4)._asdict()
+    name = "tiny_folded_bfloat16_4seeds_nvidia-h100-80gb-hbm3.json"
+    assert file_name("tiny", chosen) == name
 
 
 def test_a_failed_variant_stands_in_record_and_table() -> None:

@@ -66,7 +66,7 @@ def test_a_search_step_is_measured(
     words = ["--workloads=search_step_unrolled", "--baseline=torch", "--torch-compile"]
     words.append("--implementation=plain")
     assert main([*TINY, *words]) == 0
-    path = checkout / "benchmarks" / "tiny_cpu.json"
+    path = checkout / "benchmarks" / "tiny_plain_cpu.json"
     record = json.loads(path.read_text())
     assert str(path) in capsys.readouterr().out
     entry = record["workloads"]["search_step_unrolled"]
@@ -96,12 +96,15 @@ def test_without_a_baseline_into_a_named_file(
     quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "out.json"
-    assert main([*TINY, "--workloads=retrain_step", f"--json={path}"]) == 0
+    words = ["--implementation=folded", "--precision=bfloat16", "--seeds=2"]
+    assert main([*TINY, "--workloads=retrain_step", f"--json={path}", *words]) == 0
     record = json.loads(path.read_text())
+    assert (record["implementation"], record["precision"]) == ("folded", "bfloat16")
+    assert record["seeds"] == 2
     assert list(tmp_path.iterdir()) == [path]
     assert record["ratios"]["retrain_step"] is None
     assert 0 < record["compile_warm_s"] < record["compile_cold_s"]
-    assert record["workloads"]["retrain_step"]["jax"]["images_per_step"] == 4
+    assert record["workloads"]["retrain_step"]["jax"]["images_per_step"] == 8
     assert "retrain_step" in capsys.readouterr().out
 
 
@@ -183,6 +186,9 @@ def test_an_earlier_record_is_kept(tmp_path: Path) -> None:
         (["--steps=many"], "--steps=many: expected a whole number"),
         (["--baseline=torhc"], "unknown baseline 'torhc'; did you mean 'torch'?"),
         (["--implementation=fusd"], "did you mean 'fused'?"),
+        (["--precision=bf16"], "unknown precision 'bf16'"),
+        (["--seeds=0"], "--seeds=0: expected a whole number, at least 1"),
+        (["--seeds=2", "--baseline=pmap"], "--baseline takes neither --precision nor"),
         (["--torch-compile"], "--torch-compile needs --baseline=torch"),
         (["--json=no/such/folder/x.json"], "no folder 'no/such/folder'"),
         (["--json=."], "--json=. is a folder"),
