@@ -100,7 +100,8 @@ def _model() -> ConfigDict:
     model.auxiliary = (
         False  # retrain: a second head at 2/3 of the depth, while training
     )
-    # "fused": the fastest operations here; "plain": one module a primitive, the oracle.
+    # "fused": the fastest operations known here; "plain": one module a primitive, the oracle;
+    # "folded": dense convolutions, for the matrix units of GPUs and TPUs.
     model.implementation = "fused"
     model.stem = (
         "cifar"  # "cifar": one convolution; "imagenet": three, each of stride 2

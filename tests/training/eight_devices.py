@@ -66,7 +66,7 @@ def batches(dtype: Any, parts: int) -> dict[str, Any]:
     }
 
 
-def search(dtype: Any, hypergradient: str, groups: int) -> tuple[Any, Any]:
+def search(hypergradient: str, groups: int, implementation: str) -> tuple[Any, Any]:
     model = make_supernet(
         SPACE,
         image_shape=SHAPE,
@@ -74,6 +74,7 @@ def search(dtype: Any, hypergradient: str, groups: int) -> tuple[Any, Any]:
         num_cells=2,
         channels=2,
         norm_groups=groups,
+        implementation=implementation,
     )
     optimizers = Optimizers(
         weight_optimizer(0.05), weight_optimizer(0.05, clip=0), alpha_optimizer(0.01)
@@ -91,7 +92,7 @@ def search(dtype: Any, hypergradient: str, groups: int) -> tuple[Any, Any]:
     return initialise, step
 
 
-def retraining(groups: int) -> tuple[Any, Any]:
+def retraining(groups: int, implementation: str) -> tuple[Any, Any]:
     genotype = random_genotype(SPACE, np.random.default_rng(1))
     model = make_network(
         genotype,
@@ -100,19 +101,27 @@ def retraining(groups: int) -> tuple[Any, Any]:
         num_cells=2,
         channels=2,
         norm_groups=groups,
+        implementation=implementation,
     )
     optimizer = weight_optimizer(0.05)
     step = make_retrain_step(model, optimizer, drop_path=lambda _: 0.2)
     return lambda key: initial_retrain_state(model, optimizer, key), step
 
 
-def train(kind: str, dtype: Any, layout: Any, seeds: list[int], groups: int) -> Any:
+def train(
+    kind: str,
+    dtype: Any,
+    layout: Any,
+    seeds: list[int],
+    groups: int,
+    implementation: str = "fused",
+) -> Any:
     """Returns the states of the seeds after three steps, and the sums of their metrics."""
     if kind == "retrain":
-        initialise, one = retraining(groups)
+        initialise, one = retraining(groups, implementation)
         data, names = batches(dtype, 1), ("train_loss", "train_accuracy")
     else:
-        initialise, one = search(dtype, kind, groups)
+        initialise, one = search(kind, groups, implementation)
         data, names = batches(dtype, 2), ("train_loss", "valid_loss")
 
     def step(state: Any, sums: Any, order: None, data: Any) -> Any:
@@ -159,6 +168,9 @@ def main(kind: str, precision: str, case: str) -> None:
     if case == "data":
         wanted = train(kind, dtype, layout_of(1), [3], 1)
         found = train(kind, dtype, layout_of(8), [3], 1)
+    elif case == "folded":
+        wanted = train(kind, dtype, layout_of(1), [3], 1)  # the plain operations
+        found = train(kind, dtype, layout_of(8), [3], 1, "folded")
     elif case == "groups":
         wanted = train(kind, dtype, layout_of(1, groups=4), [3], 4)
         found = train(kind, dtype, layout_of(8, groups=4), [3], 4)
