@@ -14,6 +14,7 @@ import numpy as np
 from darts_jax.models import count_multiply_adds, count_parameters
 from darts_jax.training import loop, retrain, search, setup
 from darts_jax.training.feed import StreamedFeed
+from darts_jax.training.parallel import Layout
 from darts_jax.training.seeds import trains_together
 
 
@@ -93,14 +94,26 @@ def _common(config: Any, task: Any, state: Any) -> list[str]:
     ]
 
 
+def _keys(layout: Layout) -> jax.Array:
+    """Returns a key of each run's, as those of a state: what `order` looks at."""
+    return layout.start(lambda key: key, range(max(layout.seeds, 1)))
+
+
 def _memory(plan: loop.Plan, state: Any, size: int) -> list[str]:
     """Returns the lines on memory, a device; compiles the step."""
     sums = loop.initial_sums(plan)
     if isinstance(plan.feed, StreamedFeed):
         order, data = None, plan.feed.shapes(size)
     else:
-        order = jax.eval_shape(lambda s: plan.feed.order(s, 0), state)
+        order = plan.feed.order(state._replace(key=_keys(plan.layout)), 0)
         order, data = plan.feed.arguments(order)
+    # As the run's own state lies: another sharding would be another program.
+    state = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=plan.layout.state
+        ),
+        state,
+    )
     started = time.perf_counter()
     lowered = plan.step.lower(state, sums, order, data, np.int32(1))  # type: ignore
     traced = time.perf_counter()

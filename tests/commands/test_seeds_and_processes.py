@@ -323,6 +323,36 @@ def test_dry_run_says_what_a_run_takes(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        ("search_digits:tiny", ()),
+        ("retrain_digits:tiny", (RANDOM_CELL,)),
+        pytest.param(
+            "search_digits:tiny",
+            ("--config.num_seeds=2", "--config.parallel.seeds=together"),
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_the_program_of_a_dry_run_is_kept_for_the_run(
+    config: str, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    quick = {
+        "DARTS_JAX_CACHE": str(cache),
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "DARTS_JAX_KERNELS": "0",
+    }
+    place = f"--workdir={tmp_path / 'run'}"
+    for last in ("--dry-run", place):
+        command = [sys.executable, "-m", "darts_jax"]
+        command += words(config, *SMALL, *options, last)
+        subprocess.run(command, env=os.environ | quick, check=True, capture_output=True)
+        assert len(list(cache.glob("jit_steps-*-cache"))) == 1, last
+
+
 def test_out_of_memory_is_one_line_that_helps(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
