@@ -100,8 +100,8 @@ def _model() -> ConfigDict:
     model.auxiliary = (
         False  # retrain: a second head at 2/3 of the depth, while training
     )
-    # "fused": the fastest operations known here; "plain": one module a primitive, the oracle;
-    # "folded": dense convolutions, for the matrix units of GPUs and TPUs.
+    # "fused": the fastest operations known for the device; "plain": one module a primitive,
+    # the oracle; "merged": few, large matrix products, what supernets on GPUs do.
     model.implementation = "fused"
     model.stem = (
         "cifar"  # "cifar": one convolution; "imagenet": three, each of stride 2

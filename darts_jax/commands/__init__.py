@@ -41,7 +41,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "benchmark": Command(
         "darts_jax.commands.benchmark",
-        "[--size=NAME] [--workloads=A,B] [--steps=N] [--implementation=plain|fused|folded] "
+        "[--size=NAME] [--workloads=A,B] [--steps=N] [--implementation=plain|fused|merged] "
         "[--precision=float32|bfloat16] [--seeds=N] "
         "[--baseline=torch [--torch-compile] | --baseline=pmap] [--json=FILE] [--compile-only]",
         "measure steps of search and retraining: time, memory, compilation, ratios",

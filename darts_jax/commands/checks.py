@@ -89,7 +89,7 @@ CONDITIONS: dict[str, Condition] = {
 CHOICES: dict[str, tuple[str, ...]] = {
     "preset": ("code", "paper"),
     "dataset.streaming": ("auto", "always", "never"),
-    "model.implementation": ("plain", "fused", "folded"),
+    "model.implementation": ("plain", "fused", "merged"),
     "model.stem": ("cifar", "imagenet"),
     "parallel.seeds": ("auto", "together", "in_turn"),
     "precision": ("float32", "bfloat16"),

@@ -64,7 +64,11 @@ class DerivedCell(nn.Module):
         states = preprocess(
             inputs, self.channels, self.reduction_previous, self.norm, train
         )
-        mix = mixing(self.implementation, states[0].dtype) if train else None
+        mix = (
+            mixing(self.implementation, states[0].dtype, supernet=False)
+            if train
+            else None
+        )
         scales: Any = None
         if train and drop_path_probability is not None:
             # One draw a cell: XLA compiles a loop for each.
@@ -157,7 +161,8 @@ def make_network(
         stem: "cifar" or "imagenet".
         auxiliary: with an auxiliary head: in training `apply` then returns
             `(logits, auxiliary_logits)`.
-        implementation: "plain", "fused" or "folded", as for `make_supernet`.
+        implementation: "plain", "fused" or "merged", as for `make_supernet`; on GPUs
+            fused operations are plain ones here.
         precision: "float32" or "bfloat16", of activations; weights, statistics, logits
             and gradients are float32 either way.
         remat: whether a gradient computes the cells again, of which only the outputs stay.

@@ -57,7 +57,7 @@ class MixedEdges(nn.Module):
     ) -> jax.Array:
         allowed = np.array(self.allowed)
         mixed: Any = 0.0
-        mix = mixing(self.implementation, x.dtype) if train else None
+        mix = mixing(self.implementation, x.dtype, supernet=True) if train else None
         branches = self._branches() if mix else []
         if mix and branches:
             mixed = self._mixed_branches(x, edge_weights, branches, mix)
@@ -202,8 +202,9 @@ def make_supernet(
         evaluation: "running" or "batch": the statistics used when not training.
         implementation: "plain", every primitive a module of its own with JAX's gradients;
             or the same function and parameters, in training and without norm_groups, by
-            fewer and faster operations: "fused", where there are any (on one CPU device with
-            our kernels, in float32), "folded", as dense convolutions.
+            fewer and faster operations: "merged", by few, large matrix products, or "fused",
+            what is fastest: on one CPU device our kernels (in float32), on GPUs merged
+            operations, elsewhere plain ones.
         precision: "float32" or "bfloat16", of activations; weights, statistics, logits
             and gradients are float32 either way.
         remat: whether a gradient computes the cells again, of which only the outputs stay.

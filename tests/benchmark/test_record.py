@@ -77,8 +77,8 @@ def test_a_record_is_json_with_its_headlines() -> None:
     assert record["size"]["name"] == "tiny"
     assert record["size"]["retrain"]["genotype"] == "DARTS_V2"
     assert file_name("tiny", HARDWARE) == "tiny_nvidia-h100-80gb-hbm3.json"
-    chosen = HARDWARE | Variant("folded", "bfloat16", 4)._asdict()
-    name = "tiny_folded_bfloat16_4seeds_nvidia-h100-80gb-hbm3.json"
+    chosen = HARDWARE | Variant("merged", "bfloat16", 4)._asdict()
+    name = "tiny_merged_bfloat16_4seeds_nvidia-h100-80gb-hbm3.json"
     assert file_name("tiny", chosen) == name
 
 

@@ -96,10 +96,10 @@ def test_without_a_baseline_into_a_named_file(
     quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "out.json"
-    words = ["--implementation=folded", "--precision=bfloat16", "--seeds=2"]
+    words = ["--implementation=merged", "--precision=bfloat16", "--seeds=2"]
     assert main([*TINY, "--workloads=retrain_step", f"--json={path}", *words]) == 0
     record = json.loads(path.read_text())
-    assert (record["implementation"], record["precision"]) == ("folded", "bfloat16")
+    assert (record["implementation"], record["precision"]) == ("merged", "bfloat16")
     assert record["seeds"] == 2
     assert list(tmp_path.iterdir()) == [path]
     assert record["ratios"]["retrain_step"] is None

@@ -1,4 +1,4 @@
-"""The fused and the folded supernet are the plain one.
+"""The fused and the merged supernet are the plain one.
 
 In values, gradients, statistics and hypergradients.
 """
@@ -18,7 +18,8 @@ from darts_jax.genotype import Genotype, parse_text
 from darts_jax.kernels.compiled import kernels, why_not
 from darts_jax.kernels.mixed import StageKernels
 from darts_jax.models import fused, make_network, make_supernet
-from darts_jax.models.folded import folded_mixed_branches
+from darts_jax.models.branches import mixing
+from darts_jax.models.merged import merged_mixed_branches
 from darts_jax.models.normalise import batch_norm, plain_batch_norm
 from darts_jax.one_shot import DARTS
 from darts_jax.spaces import SPACES, Space
@@ -28,7 +29,7 @@ from darts_jax.types import Batch
 
 native = pytest.mark.skipif(kernels() is None, reason=f"no kernels: {why_not()}")
 # What there is beside the plain supernet.
-OTHERS = ("folded",) if kernels() is None else ("fused", "folded")
+OTHERS = ("merged",) if kernels() is None else ("fused", "merged")
 
 
 def assert_close(found: Any, wanted: Any, tolerance: float = 1e-11) -> None:
@@ -119,9 +120,9 @@ CASES = [
 ]
 
 
-FUNCTIONS = {"fused": fused.mixed_branches, "folded": folded_mixed_branches}
-# Of the folded one, which is plain operations, a case of each kind is enough.
-FOLDED = [
+FUNCTIONS = {"fused": fused.mixed_branches, "merged": merged_mixed_branches}
+# Of the merged one, which is plain operations, a case of each kind is enough.
+MERGED = [
     *((shape, False, PRIMITIVES) for shape in (SHAPES[0], SHAPES[1], SHAPES[6])),
     (SHAPES[3], True, PRIMITIVES),
     ((5, 7, 9, 5, (3, 16), 1), True, DENSE),
@@ -132,7 +133,7 @@ FOLDED = [
     ("name", "shape", "affine", "primitives"),
     [
         *(pytest.param("fused", *case, marks=native) for case in CASES),
-        *(("folded", *case) for case in FOLDED),
+        *(("merged", *case) for case in MERGED),
     ],
 )
 def test_mixed_branches_and_its_first_two_derivatives(
@@ -263,9 +264,19 @@ def test_of_equal_numbers_the_first_takes_the_gradient(
     assert_close(gradient(fused.mixed_branches), gradient(fused.plain_mixed_branches))
 
 
+def test_what_fused_means_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    for backend, of_supernets in (("gpu", merged_mixed_branches), ("tpu", None)):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        for dtype in (jnp.float32, jnp.bfloat16):
+            assert mixing("fused", dtype, supernet=True) is of_supernets
+            assert mixing("fused", dtype, supernet=False) is None
+            assert mixing("plain", dtype, supernet=True) is None
+            assert mixing("merged", dtype, supernet=False) is merged_mixed_branches
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(
-    "name", [pytest.param("fused", marks=native), pytest.param("folded")]
+    "name", [pytest.param("fused", marks=native), pytest.param("merged")]
 )
 def test_pools_without_chains(
     name: str, stride: int, float64: None, rng: np.random.Generator
@@ -311,16 +322,16 @@ def _normalised(x: jax.Array) -> Any:
     return batch_norm(x, jnp.ones((1, 2)), jnp.zeros((1, 2)))
 
 
-def _folded_normalised(x: jax.Array) -> Any:
+def _merged_normalised(x: jax.Array) -> Any:
     operands = fused.Operands(x[0], jnp.ones((1, 1)), ())
     branches = fused.Branches((), (fused.Shared("identity", True),))
-    mixed, (((mean, variance),),) = folded_mixed_branches(operands, branches)
+    mixed, (((mean, variance),),) = merged_mixed_branches(operands, branches)
     count = x[0, 0].size
     return mixed, mean, variance * ((count - 1) / count)
 
 
 @pytest.mark.parametrize(
-    "normalise", [pytest.param(_normalised, marks=native), _folded_normalised]
+    "normalise", [pytest.param(_normalised, marks=native), _merged_normalised]
 )
 def test_batch_norm_of_large_means(normalise: Any, rng: np.random.Generator) -> None:
     # A variance as the difference of two mean squares would have no correct digit here.

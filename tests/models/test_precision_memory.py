@@ -100,7 +100,7 @@ def distance(found: Any, wanted: Any) -> float:
 
 MODELS = {
     "supernet": (supernet, (edge_weights(SPACE),)),
-    "folded": (partial(supernet, implementation="folded"), (edge_weights(SPACE),)),
+    "merged": (partial(supernet, implementation="merged"), (edge_weights(SPACE),)),
     "network": (network, ()),
 }
 

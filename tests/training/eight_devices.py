@@ -168,9 +168,9 @@ def main(kind: str, precision: str, case: str) -> None:
     if case == "data":
         wanted = train(kind, dtype, layout_of(1), [3], 1)
         found = train(kind, dtype, layout_of(8), [3], 1)
-    elif case == "folded":
+    elif case == "merged":
         wanted = train(kind, dtype, layout_of(1), [3], 1)  # the plain operations
-        found = train(kind, dtype, layout_of(8), [3], 1, "folded")
+        found = train(kind, dtype, layout_of(8), [3], 1, "merged")
     elif case == "groups":
         wanted = train(kind, dtype, layout_of(1, groups=4), [3], 4)
         found = train(kind, dtype, layout_of(8, groups=4), [3], 4)

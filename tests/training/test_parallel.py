@@ -48,7 +48,7 @@ def run_child(*words: str) -> float:
         pytest.param("first_order", "float32", "data", marks=pytest.mark.slow),
         pytest.param("unrolled", "float64", "data", marks=pytest.mark.slow),
         pytest.param("finite_difference", "float64", "data", marks=pytest.mark.slow),
-        ("first_order", "float64", "folded"),
+        ("first_order", "float64", "merged"),
         ("retrain", "float32", "data"),
         pytest.param("retrain", "float64", "data", marks=pytest.mark.slow),
         ("retrain", "float64", "groups"),
