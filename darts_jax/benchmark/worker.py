@@ -5,8 +5,11 @@ answers on a pipe: `prepare` compiles a workload, `step` runs it once and tells 
 the figures of memory are those of this process.
 """
 
+import math
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 from darts_jax.benchmark import memory, pipe
@@ -80,7 +83,7 @@ class Session:
         with without_collection():  # as in training/loop.py
             lowered = self.step_function.lower(self.state, *self.batches)
         traced = time.perf_counter()
-        compiled = lowered.compile()
+        compiled = self.step_function = lowered.compile()
         done = time.perf_counter()
         if jax.default_backend() == "cpu":
             return_freed_memory()
@@ -95,20 +98,38 @@ class Session:
             **_analysis(compiled),
         }
 
-    def step(self) -> dict[str, Any]:
-        """Runs one step; its seconds and the train loss before it, the mean of all seeds."""
+    def step(self, count: int = 1) -> dict[str, Any]:
+        """Runs `count` steps without waiting between them.
+
+        seconds: of one; train_loss: before the last one, the mean of all seeds.
+        """
         import jax
 
         from darts_jax.kernels.allocator import return_freed_memory
 
         start = time.perf_counter()
-        self.state, metrics = self.step_function(self.state, *self.batches)
+        for _ in range(count):
+            self.state, metrics = self.step_function(self.state, *self.batches)
         jax.block_until_ready((self.state, metrics))
-        seconds = time.perf_counter() - start
+        seconds = (time.perf_counter() - start) / count
         if self.fresh and jax.default_backend() == "cpu":  # as in training/loop.py
             return_freed_memory()
         self.fresh = False
         return {"seconds": seconds, "train_loss": float(metrics["train_loss"].mean())}
+
+    def profile(self) -> dict[str, Any]:
+        """Runs one step under JAX's profiler: the kernels of the device, and the step.
+
+        kernels: {name: [runs, seconds]} of the first device; step_s: while watched, from
+        the first kernel's start to the last one's end.
+        """
+        import jax
+
+        with tempfile.TemporaryDirectory(prefix="darts_jax_profile_") as folder:
+            with jax.profiler.trace(folder):
+                self.step()
+            (file,) = Path(folder).rglob("*.xplane.pb")
+            return kernels_of(jax.profiler.ProfileData.from_file(str(file)))
 
     def reset_peak(self) -> dict[str, Any]:
         """Starts the peak of resident memory anew."""
@@ -139,6 +160,25 @@ class Session:
         return {"bytes_per_second": 2 * copy_bytes / min(seconds)}
 
 
+def kernels_of(profile: Any) -> dict[str, Any]:
+    """Returns what `Session.profile` does, of a `jax.profiler.ProfileData`."""
+    kernels: dict[str, list[Any]] = {}
+    first, last = math.inf, 0.0
+    for plane in profile.planes:
+        if not plane.name.startswith("/device:GPU:0"):
+            continue
+        for line in plane.lines:
+            if not line.name.startswith("Stream"):
+                continue
+            for event in line.events:
+                entry = kernels.setdefault(event.name, [0, 0.0])
+                entry[0] += 1
+                entry[1] += event.duration_ns / 1e9
+                first = min(first, event.start_ns)
+                last = max(last, event.start_ns + event.duration_ns)
+    return {"kernels": kernels, "step_s": max(last - first, 0.0) / 1e9}
+
+
 def _analysis(compiled: Any) -> dict[str, Any]:
     """XLA's own figures; None where a backend has none.
 
@@ -160,8 +200,8 @@ def main() -> None:
 
     keep_freed_memory()  # as in commands/search.py
     session = Session(sys.argv[1] if len(sys.argv) > 1 else "one")
-    names = ("describe", "accept", "prepare", "step", "reset_peak", "peak", "bandwidth")
-    pipe.serve({name: getattr(session, name) for name in names})
+    names = ("describe", "accept", "prepare", "step", "profile", "reset_peak", "peak")
+    pipe.serve({name: getattr(session, name) for name in (*names, "bandwidth")})
 
 
 if __name__ == "__main__":
