@@ -110,9 +110,8 @@ def _chains(
         z = stacked_conv(rectified, taps, (1, 1), (pad, pad))
         found[i].append(_normed(_in_parts(z), chain))
         image = z.shape[3:]
-    separable.sort(
-        key=lambda i: -len(branches.chains[i])
-    )  # so each stage has the first
+    # The longest first: a stage is then of the first chains.
+    separable.sort(key=lambda i: -len(branches.chains[i]))
     x, normed = rectified[None], None
     for depth in range(2):
         members = [i for i in separable if len(branches.chains[i]) > depth]
@@ -204,21 +203,17 @@ def _depthwise(
         outputs = count * rows * out_width
         return reads * width * (batch * out_height // rows + outputs)
 
-    rows = min(
-        (r for r in range(1, out_height + 1) if out_height % r == 0), key=stacked
-    )
+    divisors = [r for r in range(1, out_height + 1) if out_height % r == 0]
+    rows = min(divisors, key=stacked)
     reads = _read(offsets, stride, rows, height)
-    columns = jnp.asarray(
-        _basis(offsets, tuple(range(width)), stride, out_width), x.dtype
-    )
-    across = jnp.asarray(_basis(offsets, reads, stride, rows), x.dtype)
+    across = _basis(offsets, tuple(range(width)), stride, out_width)
+    down = _basis(offsets, reads, stride, rows)
     matrix = taps[:, :, :, None]
     if rows > 1 or len(reads) < len(offsets):
-        matrix = jnp.einsum("anoq,osr->ansrq", taps, across)
-    matrix = jnp.einsum("ansrq,qwv->ansrwv", matrix, columns)
-    matrix = matrix.transpose(0, 2, 4, 1, 3, 5).reshape(
-        channels, len(reads) * width, -1
-    )
+        matrix = jnp.einsum("anoq,osr->ansrq", taps, jnp.asarray(down, x.dtype))
+    matrix = jnp.einsum("ansrq,qwv->ansrwv", matrix, jnp.asarray(across, x.dtype))
+    matrix = matrix.transpose(0, 2, 4, 1, 3, 5)
+    matrix = matrix.reshape(channels, len(reads) * width, -1)
     above, below = max(0, -reads[0]), max(0, reads[-1] + stride * (out_height - rows))
     padded = jnp.pad(x, ((0, 0), (0, 0), (above, max(0, below - height + 1)), (0, 0)))
     blocks, step = out_height // rows, stride * rows
@@ -269,10 +264,8 @@ def _places(
     """
     reach = [[d * (tap - k // 2) for tap in range(k)] for k, d in shapes]
     offsets = tuple(sorted({offset for each in reach for offset in each}))
-    count, taps = (
-        len(offsets),
-        [(m, i, j) for m, r in enumerate(reach) for i in r for j in r],
-    )
+    taps = [(m, i, j) for m, each in enumerate(reach) for i in each for j in each]
+    count = len(offsets)
     places = np.zeros((len(taps), len(shapes), count, count), np.float32)
     for t, (m, i, j) in enumerate(taps):
         places[t, m, offsets.index(i), offsets.index(j)] = 1
