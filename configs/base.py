@@ -101,7 +101,7 @@ def _model() -> ConfigDict:
         False  # retrain: a second head at 2/3 of the depth, while training
     )
     # "fused": the fastest operations known for the device; "plain": one module a primitive,
-    # the oracle; "merged": few, large matrix products, what supernets on GPUs do.
+    # the oracle; "merged": few, large matrix products, what a supernet is without kernels.
     model.implementation = "fused"
     model.stem = (
         "cifar"  # "cifar": one convolution; "imagenet": three, each of stride 2

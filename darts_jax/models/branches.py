@@ -42,10 +42,8 @@ def mixing(implementation: str, dtype: Any, *, supernet: bool) -> Mixing | None:
         return None
     if fusible(dtype):
         return mixed_branches
-    # Measured on an H100: seven tenths of the time of plain operations for a supernet, more
-    # than theirs for a derived network, whose edges have nothing to merge.
-    on_gpu = jax.default_backend() == "gpu"
-    return merged_mixed_branches if on_gpu and supernet else None
+    # A derived network's edges have nothing to merge: on a GPU it takes longer for them.
+    return merged_mixed_branches if supernet else None
 
 
 def kernels_of(weights: Mapping[str, Any], stages: int) -> tuple[StageKernels, ...]:

@@ -1,6 +1,6 @@
-"""The mixed operations of a source state by few, large matrix products: for GPUs and TPUs.
+"""The mixed operations of a source state by few, large matrix products: where no kernels are.
 
-A supernet's step there is thousands of kernels of a few microseconds each. So what leaves a
+A supernet's step on a GPU is thousands of kernels of a few microseconds each. So what leaves a
 state is computed together, whatever its primitive: the first depthwise convolutions of all
 chains on all edges are one product, their pointwise ones another, their batch norms one pass,
 then the same for the second stages. No normalised copy is weighted, since the edge weights go

@@ -161,8 +161,8 @@ def make_network(
         stem: "cifar" or "imagenet".
         auxiliary: with an auxiliary head: in training `apply` then returns
             `(logits, auxiliary_logits)`.
-        implementation: "plain", "fused" or "merged", as for `make_supernet`; on GPUs
-            fused operations are plain ones here.
+        implementation: "plain", "fused" or "merged", as for `make_supernet`; here
+            "fused" means plain operations where there are no kernels.
         precision: "float32" or "bfloat16", of activations; weights, statistics, logits
             and gradients are float32 either way.
         remat: whether a gradient computes the cells again, of which only the outputs stay.

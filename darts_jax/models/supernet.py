@@ -203,8 +203,8 @@ def make_supernet(
         implementation: "plain", every primitive a module of its own with JAX's gradients;
             or the same function and parameters, in training and without norm_groups, by
             fewer and faster operations: "merged", by few, large matrix products, or "fused",
-            what is fastest: on one CPU device our kernels (in float32), on GPUs merged
-            operations, elsewhere plain ones.
+            what is fastest: on one CPU device our kernels (in float32), elsewhere merged
+            operations.
         precision: "float32" or "bfloat16", of activations; weights, statistics, logits
             and gradients are float32 either way.
         remat: whether a gradient computes the cells again, of which only the outputs stay.
