@@ -19,17 +19,22 @@ from darts_jax.kernels.depthwise import native_depthwise
 
 
 @functools.cache
-def _band(size: int, kernel_size: int, stride: int, dilation: int) -> np.ndarray:
-    """Returns the 0/1 basis `[K, size, size']`; entry (j, i, o) says that tap j of output o
-    reads input i = o * stride + dilation * (j - K // 2)."""
-    out = -(-size // stride)
-    basis = np.zeros((kernel_size, size, out), np.float32)
-    for tap in range(kernel_size):
-        for target in range(out):
-            source = target * stride + dilation * (tap - (kernel_size - 1) // 2)
-            if 0 <= source < size:
-                basis[tap, source, target] = 1
-    return basis
+def band(
+    offsets: tuple[int, ...], reads: tuple[int, ...], stride: int, outputs: int
+) -> np.ndarray:
+    """Returns the 0/1 basis `[O, S, R]` of banded matrices, along one axis of the image.
+
+    Entry (o, s, r) says that the tap at `offsets[o]` pixels from output r's own reads pixel
+    `reads[s]`: `reads[s] = r * stride + offsets[o]`. What is not in `reads` is padding.
+    """
+    sources = np.array(offsets)[:, None] + stride * np.arange(outputs)
+    return (sources[:, None] == np.array(reads)[:, None]).astype(np.float32)
+
+
+def reach(kernel_size: int, dilation: int) -> tuple[int, ...]:
+    """Returns how far a kernel's taps stand from an output's own pixel, along one axis."""
+    middle = (kernel_size - 1) // 2
+    return tuple(dilation * (tap - middle) for tap in range(kernel_size))
 
 
 def banded_depthwise(
@@ -49,10 +54,13 @@ def banded_depthwise(
     channels, batch, height, width = x.shape
     edges, size = kernel.shape[:2]
     out_height, out_width = -(-height // stride), -(-width // stride)
-    columns = jnp.asarray(_band(width, size, stride, dilation), x.dtype)
+    offsets = reach(size, dilation)
+    basis = band(offsets, tuple(range(width)), stride, out_width)
+    columns = jnp.asarray(basis, x.dtype)
     if height <= 4 or (height <= 8 and edges == 1):
         # A small image is one row: a single [HW, H'W'] matrix a channel.
-        rows = jnp.asarray(_band(height, size, stride, dilation), x.dtype)
+        basis = band(offsets, tuple(range(height)), stride, out_height)
+        rows = jnp.asarray(basis, x.dtype)
         matrix = jnp.einsum("nijc,ihg,jwv->chwngv", kernel, rows, columns)
         matrix = matrix.reshape(channels, height * width, -1)
         y = jnp.matmul(x.reshape(channels, batch, height * width), matrix)

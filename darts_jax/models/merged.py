@@ -27,6 +27,7 @@ import numpy as np
 from jax import lax
 
 from darts_jax.kernels.mixed import Branches, Operands, Stage, StageKernels
+from darts_jax.models.depthwise import band, reach
 from darts_jax.models.layers import avg_pool, max_pool, stacked_conv
 from darts_jax.models.normalise import EPSILON, exact
 
@@ -206,8 +207,8 @@ def _depthwise(
     divisors = [r for r in range(1, out_height + 1) if out_height % r == 0]
     rows = min(divisors, key=stacked)
     reads = _read(offsets, stride, rows, height)
-    across = _basis(offsets, tuple(range(width)), stride, out_width)
-    down = _basis(offsets, reads, stride, rows)
+    across = band(offsets, tuple(range(width)), stride, out_width)
+    down = band(offsets, reads, stride, rows)
     matrix = taps[:, :, :, None]
     if rows > 1 or len(reads) < len(offsets):
         matrix = jnp.einsum("anoq,osr->ansrq", taps, jnp.asarray(down, x.dtype))
@@ -241,15 +242,6 @@ def _read(
 
 
 @functools.cache
-def _basis(
-    offsets: tuple[int, ...], reads: tuple[int, ...], stride: int, outputs: int
-) -> np.ndarray:
-    """Returns 0/1 `[O, S, R]`: entry (o, s, r) says that tap o of output r reads row s."""
-    targets = np.array(offsets)[:, None] + stride * np.arange(outputs)
-    return (targets[:, None] == np.array(reads)[:, None]).astype(np.float32)
-
-
-@functools.cache
 def _places(
     shapes: tuple[tuple[int, int], ...],
 ) -> tuple[tuple[int, ...], np.ndarray]:
@@ -262,9 +254,9 @@ def _places(
         O offsets in order, along one axis, and 0/1 `[T, m, O, O]`, T taps in all: in which
         kernel and where each of them is.
     """
-    reach = [[d * (tap - k // 2) for tap in range(k)] for k, d in shapes]
-    offsets = tuple(sorted({offset for each in reach for offset in each}))
-    taps = [(m, i, j) for m, each in enumerate(reach) for i in each for j in each]
+    reaches = [reach(size, dilation) for size, dilation in shapes]
+    offsets = tuple(sorted({offset for each in reaches for offset in each}))
+    taps = [(m, i, j) for m, each in enumerate(reaches) for i in each for j in each]
     count = len(offsets)
     places = np.zeros((len(taps), len(shapes), count, count), np.float32)
     for t, (m, i, j) in enumerate(taps):
