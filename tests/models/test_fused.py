@@ -17,9 +17,9 @@ from darts_jax.bilevel import HYPERGRADIENTS
 from darts_jax.genotype import Genotype, parse_text
 from darts_jax.kernels.compiled import kernels, why_not
 from darts_jax.kernels.mixed import StageKernels
-from darts_jax.models import fused, make_network, make_supernet
+from darts_jax.models import batch_last, fused, make_network, make_supernet
 from darts_jax.models.branches import mixing
-from darts_jax.models.merged import merged_mixed_branches
+from darts_jax.models.merged import ORDERS, choice, merged_mixed_branches
 from darts_jax.models.normalise import batch_norm, plain_batch_norm
 from darts_jax.one_shot import DARTS
 from darts_jax.spaces import SPACES, Space
@@ -120,8 +120,12 @@ CASES = [
 ]
 
 
-FUNCTIONS = {"fused": fused.mixed_branches, "merged": merged_mixed_branches}
-# Of the merged one, which is plain operations, a case of each kind is enough.
+FUNCTIONS = {
+    "fused": fused.mixed_branches,
+    "batch_first": functools.partial(merged_mixed_branches, order="batch_first"),
+    "batch_last": functools.partial(merged_mixed_branches, order="batch_last"),
+}
+# Of the merged ones, which are plain operations, a case of each kind is enough.
 MERGED = [
     *((shape, False, PRIMITIVES) for shape in (SHAPES[0], SHAPES[1], SHAPES[6])),
     (SHAPES[3], True, PRIMITIVES),
@@ -133,7 +137,7 @@ MERGED = [
     ("name", "shape", "affine", "primitives"),
     [
         *(pytest.param("fused", *case, marks=native) for case in CASES),
-        *(("merged", *case) for case in MERGED),
+        *((order, *case) for order in ORDERS for case in MERGED),
     ],
 )
 def test_mixed_branches_and_its_first_two_derivatives(
@@ -143,7 +147,9 @@ def test_mixed_branches_and_its_first_two_derivatives(
     primitives: tuple[str, ...],
     float64: None,
     rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(batch_last, "PART", 16)  # small images in parts too
     operands, branches, weights = _problem(shape, rng, affine, primitives)
     direction = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), operands)
 
@@ -266,6 +272,7 @@ def test_of_equal_numbers_the_first_takes_the_gradient(
 
 def test_what_fused_means_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert choice() == "batch_last"
     for dtype in (jnp.float32, jnp.bfloat16):
         assert mixing("fused", dtype, supernet=True) is merged_mixed_branches
         assert mixing("fused", dtype, supernet=False) is None
@@ -274,9 +281,7 @@ def test_what_fused_means_without_kernels(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize(
-    "name", [pytest.param("fused", marks=native), pytest.param("merged")]
-)
+@pytest.mark.parametrize("name", [pytest.param("fused", marks=native), *ORDERS])
 def test_pools_without_chains(
     name: str, stride: int, float64: None, rng: np.random.Generator
 ) -> None:
@@ -327,6 +332,15 @@ def _merged_normalised(x: jax.Array) -> Any:
     mixed, (((mean, variance),),) = merged_mixed_branches(operands, branches)
     count = x[0, 0].size
     return mixed, mean, variance * ((count - 1) / count)
+
+
+def test_moments_of_bfloat16(rng: np.random.Generator) -> None:
+    x = jnp.asarray(30 + rng.normal(size=(1, 2, 8, 8, 8)), jnp.bfloat16)
+    y, mean, variance = _merged_normalised(x)
+    exact = np.asarray(x, np.float64)
+    np.testing.assert_allclose(mean[0], exact.mean((0, 2, 3, 4)), rtol=1e-6)
+    np.testing.assert_allclose(variance[0], exact.var((0, 2, 3, 4)), rtol=1e-3)
+    assert y.dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize(
