@@ -1,7 +1,8 @@
-"""Many arrays as one vector, and back, by our C++ kernels (packing.cc).
+"""Many arrays as one vector, and back, on CPUs by our C++ kernels (packing.cc).
 
 XLA:CPU compiles a loop of its own for every part of a concatenation and for every slice,
-which doubled the compilation of a small search. Here each way is a single call.
+which doubled the compilation of a small search. Here each way is a single call. Elsewhere
+they are a concatenation and slices.
 
 Both maps are linear and each is the transpose of the other, so two JAX primitives are closed
 under every order and mode of differentiation:
@@ -54,6 +55,18 @@ def _run_unpack(whole: Any, *, shapes: tuple[Shape, ...], lead: Shape) -> Any:
     return call("Unpack", results, whole, rows=rows)
 
 
+def plain_pack(*parts: Any, lead: Shape) -> Any:
+    """Returns the whole of parts `[*lead, *shape]` by XLA's own operations."""
+    return jnp.concatenate([part.reshape(*lead, -1) for part in parts], -1)
+
+
+def plain_unpack(whole: Any, *, shapes: tuple[Shape, ...], lead: Shape) -> Any:
+    """Returns the parts of these shapes by XLA's own operations."""
+    ends = np.cumsum([math.prod(shape) for shape in shapes])
+    parts = jnp.split(whole, ends[:-1], -1)
+    return [part.reshape(*lead, *s) for part, s in zip(parts, shapes, strict=True)]
+
+
 def _batched_pack(parts: Any, axes: Any, *, lead: Shape) -> Any:
     size = next(p.shape[a] for p, a in zip(parts, axes, strict=True) if a is not None)
     moved = [
@@ -101,6 +114,8 @@ UNPACK.def_abstract_eval(
         jax.core.ShapedArray((*lead, *shape), whole.dtype) for shape in shapes
     ]
 )
+mlir.register_lowering(PACK, mlir.lower_fun(plain_pack, multiple_results=False))
+mlir.register_lowering(UNPACK, mlir.lower_fun(plain_unpack, multiple_results=True))
 mlir.register_lowering(
     PACK, mlir.lower_fun(_run_pack, multiple_results=False), platform="cpu"
 )

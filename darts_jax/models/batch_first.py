@@ -9,6 +9,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from darts_jax.models.banded import Taps, matrices, reads, views
 
@@ -43,7 +44,7 @@ def separable(
     Args:
         x: `[1, C, B, H, W]`, for all of them, or `[N, C, B, H, W]`.
         taps: of n edges and m chains.
-        mix: `[N, C', C]`.
+        mix: `[N, C, C']`.
         stride: of both image axes.
 
     Returns:
@@ -76,4 +77,5 @@ def separable(
     y = y.reshape(channels, states, parts, -1, blocks, count, rows, out_width)
     y = y.transpose(1, 5, 2, 0, 3, 4, 6, 7).reshape(len(mix), parts, channels, -1)
     mixes = jnp.broadcast_to(mix[:, None], (len(mix), parts, *mix.shape[1:]))
-    return mixes @ y, (batch, out_height, out_width)
+    z = lax.dot_general(mixes, y, (((2,), (2,)), ((0, 1), (0, 1))))
+    return z, (batch, out_height, out_width)

@@ -80,7 +80,7 @@ def separable(
     images = (out_height, columns, blocks, batch)
     y = y.reshape(channels, len(mix), _parts(images), -1)
     mixes = jnp.broadcast_to(mix[:, None], (len(mix), y.shape[2], *mix.shape[1:]))
-    return lax.dot_general(mixes, y, (((3,), (0,)), ((0, 1), (1, 2)))), images
+    return lax.dot_general(mixes, y, (((2,), (0,)), ((0, 1), (1, 2)))), images
 
 
 def _parts(images: tuple[int, ...]) -> int:

@@ -78,44 +78,49 @@ def merged_mixed_branches(
         batch norms, `[n, C']` each, through which no gradient flows.
     """
     layout = ORDERS[order or choice()]
-    weights = iter(operands.weights.T[..., None])
     edges = len(operands.weights)
-    total: Any = 0.0
-    offset: Any = 0.0
-    moments: list[Any] = []
+    inputs, factors, shifts, moments = [], [], [], []
     for normed in _chains(operands, branches, layout):
-        weight, last = next(weights), normed[-1]
-        z = _by_channel(weight * last.factor) * last.z
-        z, images = layout.in_order(z, last.images)
-        total += z
-        offset += weight * last.shift
+        last = normed[-1]
+        inputs.append(layout.in_order(last.z, last.images))
+        factors.append(last.factor)
+        shifts.append(last.shift)
         moments.append(tuple(stage.moments for stage in normed))
     for kind, normalised in branches.shared:
         value = operands.x
         if kind != "identity":
             pool = max_pool if kind == "max_pool" else avg_pool
             value = pool(value, stride=branches.stride)
-        z, images = layout.in_parts(value[None])
-        factor, found = next(weights), []
+        inputs.append(layout.in_parts(value[None]))
+        factor, shift = jnp.ones((1, len(value))), jnp.zeros((1, len(value)))
+        found: tuple = ()
         if normalised:
-            norm = _normed(z, images)
-            found = [tuple(jnp.repeat(m, edges, 0) for m in norm.moments)]
-            offset += factor * norm.shift
-            factor = factor * norm.factor
-        total += _by_channel(jnp.broadcast_to(factor, (edges, z.shape[2]))) * z
-        moments.append(tuple(found))
-    mixed = total + _by_channel(jnp.broadcast_to(offset, total.shape[::2]))
-    mixed = layout.of_images(mixed.astype(operands.x.dtype), images)
+            norm = _normed(*inputs[-1])
+            factor, shift = norm.factor, norm.shift
+            found = (tuple(jnp.repeat(m, edges, 0) for m in norm.moments),)
+        factors.append(jnp.repeat(factor, edges, 0))
+        shifts.append(jnp.repeat(shift, edges, 0))
+        moments.append(found)
+    # All branches' at once: each its own is a kernel for some dozen numbers.
+    weights = operands.weights[..., None]  # [n, branches, 1]
+    scaled = jnp.stack(factors, 1) * weights
+    total = _by_channel(jnp.sum(jnp.stack(shifts, 1) * weights, 1))
+    for branch, (z, _) in enumerate(inputs):
+        total += _by_channel(scaled[:, branch]) * z
+    mixed = layout.of_images(total.astype(operands.x.dtype), inputs[0][1])
     return mixed, lax.stop_gradient(tuple(moments))
 
 
 def choice() -> str:
-    """Returns the entry of ORDERS for this backend.
+    """Returns the entry of ORDERS for the devices of this run.
 
-    On two cores a step takes 1.4 times as long with `batch_last`; on GPUs it is the faster one
-    by what the compiled programs move, not measured yet (benchmarks/NOTES.md).
+    On CPUs a step takes 1.4 times as long with `batch_last`; on a GPU it is the faster one by
+    what the compiled programs move, not measured yet (benchmarks/NOTES.md). A batch that is
+    split over devices cannot stay so in an axis behind the pixels that products merge it with.
     """
-    return "batch_first" if jax.default_backend() == "cpu" else "batch_last"
+    if jax.default_backend() == "cpu" or jax.device_count() > 1:
+        return "batch_first"
+    return "batch_last"
 
 
 def _chains(
@@ -131,7 +136,8 @@ def _chains(
             continue
         taps, pad = chain[0].taps.astype(rectified.dtype), chain[0].taps.shape[1] // 2
         z = stacked_conv(rectified, taps, (1, 1), (pad, pad))
-        found[i].append(_normed(*order.in_parts(z), chain))
+        z, images = order.in_parts(z)
+        found[i].append(_normed(z, images, chain))
     # The longest first: a stage is then of the first chains.
     separable.sort(key=lambda i: -len(branches.chains[i]))
     x, normed = rectified[None], None
@@ -178,7 +184,7 @@ def _merged(
     edges, *_, channels = kernels[0].taps.shape
     flat = [kernel.taps.reshape(edges, -1, channels) for kernel in kernels]
     values = jnp.concatenate(flat, 1).astype(dtype).transpose(2, 0, 1)
-    mix = jnp.stack([k.mix for k in kernels if k.mix is not None], 1).swapaxes(2, 3)
+    mix = jnp.stack([k.mix for k in kernels if k.mix is not None], 1)
     mix = mix.reshape(-1, *mix.shape[2:]).astype(dtype)
     return Taps(values, np.array(places)), mix, stages[0].stride
 

@@ -8,9 +8,14 @@ import numpy as np
 import pytest
 
 from darts_jax.kernels.compiled import kernels, why_not
-from darts_jax.kernels.packing import native_pack, native_unpack
+from darts_jax.kernels.packing import (
+    native_pack,
+    native_unpack,
+    plain_pack,
+    plain_unpack,
+)
 
-pytestmark = pytest.mark.skipif(kernels() is None, reason=f"no kernels: {why_not()}")
+native = pytest.mark.skipif(kernels() is None, reason=f"no kernels: {why_not()}")
 
 SHAPES = ((2, 3), (), (5,), (0, 4), (1, 1, 7))
 NUMBER = 19
@@ -31,6 +36,7 @@ def _cut(whole: Any) -> list[Any]:
     ]
 
 
+@native
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_vector_holds_the_numbers_in_order(
@@ -65,6 +71,7 @@ def _derivatives(unpack: Any, pack: Any, x: jax.Array) -> Any:
     return scalar(x), gradient(x), forward, reverse
 
 
+@native
 def test_derivatives_are_those_of_slices_and_concatenations() -> None:
     with jax.enable_x64(True):
         x = jnp.linspace(-1.0, 2.0, NUMBER)
@@ -80,12 +87,14 @@ def test_derivatives_are_those_of_slices_and_concatenations() -> None:
             np.testing.assert_allclose(a, b, rtol=1e-13, atol=1e-13)
 
 
+@native
 def test_a_part_without_gradient_has_a_gradient_of_zeros() -> None:
     x = jnp.arange(float(NUMBER))
     gradient = jax.grad(lambda x: native_unpack(x, SHAPES)[2].sum())(x)
     np.testing.assert_array_equal(np.flatnonzero(gradient), range(7, 12))
 
 
+@native
 def test_both_maps_under_vmap(parts: list[np.ndarray]) -> None:
     arrays = [jnp.asarray(part, jnp.float32) for part in parts]
     stacked = [jnp.stack([array, -array], -1) for array in arrays]
@@ -99,3 +108,24 @@ def test_both_maps_under_vmap(parts: list[np.ndarray]) -> None:
     again = jax.vmap(lambda w: native_unpack(w, SHAPES), 1)(whole.T)
     for array, two in zip(arrays, again, strict=True):
         np.testing.assert_array_equal(two, jnp.stack([array, -array]))
+
+
+@pytest.mark.parametrize("lead", [(), (2,), (2, 3)])
+def test_the_plain_maps(lead: tuple[int, ...], parts: list[np.ndarray]) -> None:
+    arrays = [jnp.broadcast_to(part, (*lead, *part.shape)) for part in parts]
+    whole = plain_pack(*arrays, lead=lead)
+    flat = np.concatenate([np.ravel(part) for part in parts]).astype(np.float32)
+    np.testing.assert_array_equal(whole, np.broadcast_to(flat, (*lead, NUMBER)))
+    again = plain_unpack(whole, shapes=SHAPES, lead=lead)
+    for array, part in zip(arrays, again, strict=True):
+        np.testing.assert_array_equal(part, array)
+
+
+def test_gpus_get_the_plain_maps() -> None:
+    def both(x: jax.Array) -> jax.Array:
+        return native_pack(native_unpack(x, SHAPES)[::-1])
+
+    traced = jax.jit(jax.vmap(both)).trace(jnp.zeros((2, NUMBER)))
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert "stablehlo.concatenate" in text
+    assert "custom_call" not in text

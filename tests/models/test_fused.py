@@ -273,6 +273,9 @@ def test_of_equal_numbers_the_first_takes_the_gradient(
 def test_what_fused_means_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert choice() == "batch_last"
+    with monkeypatch.context() as several:
+        several.setattr(jax, "device_count", lambda: 2)
+        assert choice() == "batch_first"
     for dtype in (jnp.float32, jnp.bfloat16):
         assert mixing("fused", dtype, supernet=True) is merged_mixed_branches
         assert mixing("fused", dtype, supernet=False) is None

@@ -74,10 +74,12 @@ def test_packing_is_the_same_inside_and_outside_of_a_program() -> None:
         jax.tree.map(np.testing.assert_array_equal, tree, weights)
 
 
-def test_without_kernels_a_state_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_a_state_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("darts_jax.models.packing.native", lambda: False)
     model = _supernet()[1]
     assert packed(model) is model
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert packed(model) is not model
 
 
 @pytest.mark.parametrize("kind", ["search", "retrain"])
