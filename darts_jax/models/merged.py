@@ -14,6 +14,7 @@ any of them reads of an image.
 Plain operations of JAX throughout: derivatives of every order are JAX's own.
 """
 
+import functools
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -63,6 +64,8 @@ class Normed(NamedTuple):
         return Normed(z, factor, shift, moments, self.images)
 
 
+# Source states of one shape are traced once: half of the time to trace a search step.
+@functools.partial(jax.jit, static_argnames=("branches", "order"))
 def merged_mixed_branches(
     operands: Operands, branches: Branches, order: str | None = None
 ) -> tuple[jax.Array, Any]:
