@@ -4,6 +4,7 @@ Which tap stands where in them is a table of 0 and 1, computed from the taps' pl
 is needed: a compiler finds that the source states of one shape share it.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -45,6 +46,26 @@ def reads(
     if outputs * stride >= size:
         found = [pixel for pixel in found if 0 <= pixel < size]
     return tuple(found)
+
+
+def grouped(
+    offsets: tuple[int, ...],
+    stride: int,
+    size: int,
+    numbers: Callable[[int, int], int],
+) -> tuple[int, tuple[int, ...]]:
+    """Returns how many neighbouring outputs across a matrix makes, and what they read.
+
+    Args:
+        offsets: of the taps, along the axis across.
+        stride: of the axis.
+        size: its pixels.
+        numbers: of so many outputs that read so many pixels, what is to be the fewest.
+    """
+    outputs = -(-size // stride)
+    divisors = [count for count in range(1, outputs + 1) if outputs % count == 0]
+    choices = [(count, reads(offsets, stride, count, size)) for count in divisors]
+    return min(choices, key=lambda choice: numbers(choice[0], len(choice[1])))
 
 
 def views(

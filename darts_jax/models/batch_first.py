@@ -1,4 +1,4 @@
-"""Separable convolutions of merged operations with images in the order `[B, H, W]`: on CPUs.
+"""Merged separable convolutions, images in the order `[B, H, W]`: CPUs and several devices.
 
 A depthwise convolution is a product batched over channels of rows of the image, stacked, and
 banded matrices; a matrix may make several rows of outputs at once, which stacks fewer copies
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from darts_jax.models.banded import Taps, matrices, reads, views
+from darts_jax.models.banded import Taps, grouped, matrices, views
 
 # Parts that pointwise products take one by one: in one piece a step takes a third longer.
 PARTS = 8
@@ -54,15 +54,12 @@ def separable(
     out_height, out_width = -(-height // stride), -(-width // stride)
     count = len(mix) // states
 
-    def stacked(rows: int) -> int:
+    def stacked(rows: int, read: int) -> int:
         outputs = count * rows * out_width
-        read = len(reads(taps.offsets, stride, rows, height))
         return read * width * (batch * out_height // rows + outputs)
 
-    divisors = [r for r in range(1, out_height + 1) if out_height % r == 0]
-    rows = min(divisors, key=stacked)
+    rows, read = grouped(taps.offsets, stride, height, stacked)
     blocks = out_height // rows
-    read = reads(taps.offsets, stride, rows, height)
     along, across = (out_width, width), (rows, read)
     # [C, n, m, W', R, S, W]
     matrix = matrices(taps, stride, along, across, rows_across=True)

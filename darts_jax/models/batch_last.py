@@ -1,4 +1,4 @@
-"""Separable convolutions of merged operations with images in the order `[H, W, B]`: on GPUs.
+"""Merged separable convolutions, images in the order `[H, W, B]`: on one GPU.
 
 As in `batch_first.py`, with the image's columns stacked and the matrices on the other side of
 the product. Channels and norms then stand before all numbers of an image in what every product
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from darts_jax.models.banded import Taps, matrices, reads, views
+from darts_jax.models.banded import Taps, grouped, matrices, views
 
 # Numbers of a channel that a pointwise product takes at once: the gradient of its kernel is
 # then a short product a part, in place of a single long one that keeps few processors busy.
@@ -59,16 +59,13 @@ def separable(
     out_height, out_width = -(-height // stride), -(-width // stride)
     count = len(mix) // states
 
-    def stacked(columns: int) -> int:
+    def stacked(columns: int, read: int) -> int:
         outputs = count * columns * out_height
-        read = len(reads(taps.offsets, stride, columns, width))
         # A matrix is made of a table about as large.
         return read * height * (batch * out_width // columns + 3 * outputs)
 
-    divisors = [c for c in range(1, out_width + 1) if out_width % c == 0]
-    columns = min(divisors, key=stacked)
+    columns, read = grouped(taps.offsets, stride, width, stacked)
     blocks = out_width // columns
-    read = reads(taps.offsets, stride, columns, width)
     along, across = (out_height, height), (columns, read)
     # [C, n, m, H', R, S, H]
     matrix = matrices(taps, stride, along, across, rows_across=False)
