@@ -10,6 +10,7 @@ import ctypes
 import functools
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -85,24 +86,41 @@ def _compiler() -> str | None:
 
 
 @functools.cache
+def _macros() -> str:
+    """The predefined macros, which hold the compiler's version and what it compiles for."""
+    compiler = _compiler()
+    assert compiler is not None
+    return subprocess.run(
+        [compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull],
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=COMPILE_SECONDS,
+    ).stdout
+
+
+def tuning(macros: str) -> tuple[str, ...]:
+    """Returns the flags that correct what a compiler takes the processor for.
+
+    A GCC older than an AMD processor with AVX-512 tunes for one without, and a search step
+    takes 7 % longer (benchmarks/NOTES.md, "Tuning").
+
+    macros: predefined with -march=native, a `#define` a line.
+    """
+    older = re.search(r"__tune_znver[123]__", macros) and "__AVX512F__" in macros
+    return ("-mtune=icelake-server",) if older else ()
+
+
+@functools.cache
 def digest() -> str:
     """Returns what tells these libraries from all others: source, target, versions.
 
     Raises:
         subprocess.CalledProcessError: there is a compiler and it fails.
     """
-    compiler = _compiler()
-    assert compiler is not None
-    # The predefined macros hold the compiler's version and the processor's features.
-    macros = subprocess.run(
-        [compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull],
-        capture_output=True,
-        check=True,
-        timeout=COMPILE_SECONDS,
-    ).stdout
     parts = [path.read_bytes() for path in (*SOURCES, *HEADERS)]
-    parts += [macros, " ".join(FLAGS).encode()]
-    parts.append(jaxlib.__version__.encode())
+    told = (_macros(), *FLAGS, *tuning(_macros()), jaxlib.__version__)
+    parts.append(" ".join(told).encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
 
 
@@ -124,8 +142,8 @@ def _library(precision: str) -> ctypes.CDLL:
 
 
 def _compile(number: str, source: Path, to: Path) -> None:
-    flags = (*FLAGS, f"-DDARTS_JAX_NUMBER={number}", f"-I{jax.ffi.include_dir()}")
-    _run(*flags, "-c", str(source), "-o", str(to))
+    flags = (*FLAGS, *tuning(_macros()), f"-DDARTS_JAX_NUMBER={number}")
+    _run(*flags, f"-I{jax.ffi.include_dir()}", "-c", str(source), "-o", str(to))
 
 
 def _run(*words: str) -> None:

@@ -92,3 +92,16 @@ def test_names_tell_versions_apart() -> None:
         assert all(name.endswith(compiled.digest()) for name in names.values())
         found |= set(names.values())
     assert len(found) == len(compiled.PRECISIONS) * len(SYMBOLS)
+
+
+def test_tuning_of_a_compiler_older_than_the_processor() -> None:
+    older = "#define __AVX512F__ 1\n#define __tune_znver3__ 1\n"
+    assert compiled.tuning(older) == ("-mtune=icelake-server",)
+    for known in (
+        older.replace("znver3", "znver4"),
+        older.replace("znver3", "sapphirerapids"),
+        older.replace("AVX512F", "AVX2"),  # Zen 3 itself
+        "#define __aarch64__ 1\n",
+        "",
+    ):
+        assert compiled.tuning(known) == ()
