@@ -29,6 +29,8 @@ FREE_FIELDS = (
     "progress",
     "tensorboard",
     "log_every_steps",
+    "checkpoint_every",
+    "keep_checkpoints",
     "dataset.data_dir",
     "dataset.workers",
     "dataset.prefetch",

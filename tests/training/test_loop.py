@@ -169,6 +169,18 @@ def test_signal_at_any_moment(
     assert seen == list(range(TOTAL))  # no step twice, none left out
 
 
+def test_checkpoints_may_be_written_otherwise_on_resume(
+    whole: SimpleNamespace, tmp_path: Path
+) -> None:
+    run(tmp_path, make_plan(), Stop(STEPS + 1), checkpoint_every=5)
+    assert saved_steps(tmp_path) == [STEPS + 2]
+    changes = {"checkpoint_every": 1, "keep_checkpoints": 1}
+    state, complete = run(tmp_path, make_plan(), **changes)
+    assert complete and float(state.x) == whole.x
+    assert rows(tmp_path) == whole.rows
+    assert saved_steps(tmp_path) == [TOTAL]
+
+
 @pytest.mark.parametrize("checkpoint_every", [1, 5])
 @pytest.mark.parametrize("kill_at", range(0, TOTAL, 3))
 def test_kill_at_any_step(
