@@ -103,7 +103,7 @@ def tuning(macros: str) -> tuple[str, ...]:
     """Returns the flags that correct what a compiler takes the processor for.
 
     A GCC older than an AMD processor with AVX-512 tunes for one without, and a search step
-    takes 7 % longer (benchmarks/NOTES.md, "Tuning").
+    takes 3 to 9 % longer (benchmarks/NOTES.md, "Tuning").
 
     macros: predefined with -march=native, a `#define` a line.
     """
