@@ -1,6 +1,8 @@
 """What tests share: the CPU, a compilation cache, the optional data beside us."""
 
 import os
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,3 +64,30 @@ def odd_folder(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return write
+
+
+@pytest.fixture
+def wait_for_epochs() -> Callable[..., float]:
+    """Waits for a run that was just started: `wait_for_epochs(process, workdir, count)`.
+
+    It returns once the process has written `count` rows of metrics beyond those that an
+    earlier one left, and how many seconds lay between the last two (0 for count = 1).
+    """
+
+    def rows(workdir: Path) -> int:
+        path = workdir / "metrics.jsonl"
+        return path.read_bytes().count(b"\n") if path.exists() else 0
+
+    def wait(
+        process: subprocess.Popen[str], workdir: Path, count: int, seconds: float = 300
+    ) -> float:
+        before, seen = rows(workdir), [time.monotonic()]
+        while len(seen) <= count:
+            assert process.poll() is None, process.communicate()
+            now = time.monotonic()
+            assert now - seen[0] < seconds, "it does not get on"
+            seen += [now] * (rows(workdir) - before - len(seen) + 1)
+            time.sleep(0.002)
+        return seen[-1] - seen[-2] if count > 1 else 0.0
+
+    return wait

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +18,9 @@ import runpy, signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 runpy.run_module("darts_jax", run_name="__main__", alter_sys=True)
 """
+EPOCHS = 16  # so many that no process is done before its signal, however fast it is
 SIZES = (
-    "--config.num_epochs=7",
+    f"--config.num_epochs={EPOCHS}",
     "--config.dataset.limit=1200",
     "--config.model.num_nodes=1",
     "--config.model.channels=2",
@@ -30,19 +32,22 @@ pytestmark = pytest.mark.timeout(1800)  # many processes in a row, on a busy mac
 
 
 class Stop(NamedTuple):
-    """A signal, sent `delay` seconds after metrics.jsonl has `rows` rows."""
+    """A signal, sent `delay` epochs after the process has done `epochs` of them.
+
+    Without epochs: `delay` seconds after it has the run directory's lock.
+    """
 
     signum: signal.Signals
-    rows: int
+    epochs: int
     delay: float
     status: int
 
 
 STOPS = (
-    Stop(signal.SIGKILL, 0, 2.5, -signal.SIGKILL),  # it has hardly begun
-    Stop(signal.SIGKILL, 1, 0.13, -signal.SIGKILL),
-    Stop(signal.SIGTERM, 3, 0.09, 128 + signal.SIGTERM),
-    Stop(signal.SIGINT, 5, 0.11, 128 + signal.SIGINT),
+    Stop(signal.SIGKILL, 0, 0.3, -signal.SIGKILL),  # it has hardly begun
+    Stop(signal.SIGKILL, 2, 0.3, -signal.SIGKILL),
+    Stop(signal.SIGTERM, 2, 0.8, 128 + signal.SIGTERM),
+    Stop(signal.SIGINT, 2, 0.6, 128 + signal.SIGINT),
 )
 
 
@@ -55,21 +60,19 @@ def start(words: list[str]) -> subprocess.Popen[str]:
     )
 
 
-def count_rows(workdir: Path) -> int:
-    path = workdir / "metrics.jsonl"
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def stop_process(words: list[str], workdir: Path, stop: Stop) -> str:
+def stop_process(
+    words: list[str], workdir: Path, stop: Stop, wait_for_epochs: Callable[..., float]
+) -> str:
     """Runs the command, stops it as told and returns what it wrote to stderr."""
     process = start(words)
     try:
-        deadline = time.monotonic() + DEADLINE
-        while count_rows(workdir) < stop.rows or not (workdir / "lock").exists():
+        epoch = 1.0  # seconds
+        if stop.epochs:
+            epoch = wait_for_epochs(process, workdir, stop.epochs)
+        while not (workdir / "lock").exists():
             assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline, "it does not get on"
             time.sleep(0.005)
-        time.sleep(stop.delay)
+        time.sleep(stop.delay * epoch)
         assert process.poll() is None, "it was over before the signal"
         os.kill(process.pid, stop.signum)
         out, err = process.communicate(timeout=DEADLINE)
@@ -111,67 +114,67 @@ def outcome(workdir: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.fixture
 def check(
-    repository: Path,
-    tmp_path: Path,
-    command: str,
-    *options: str,
-    stops: tuple[Stop, ...] = STOPS,
-) -> None:
-    config = repository / "configs" / f"{command}_digits.py"
-    words = [command, f"--config={config}:tiny", *SIZES, *options]
-    run([*words, f"--workdir={tmp_path / 'whole'}"])
-    workdir = tmp_path / "stopped"
-    words.append(f"--workdir={workdir}")
-    steps = []
-    for stop in stops:
-        err = stop_process(words, workdir, stop)
-        if stop.status > 0:
-            assert stop.signum.name in err and "the same command resumes" in err
-            steps.append(latest_checkpoint(workdir)["step"])
-    run(words)
-    found, wanted = outcome(workdir), outcome(tmp_path / "whole")
-    for name in wanted:
-        assert found[name] == wanted[name], name
-    # The signals saved in the middle of an epoch: none of its work was lost.
-    per_epoch = wanted["checkpoint"]["step"] // 7
-    assert any(step % per_epoch for step in steps), (steps, per_epoch)
-    paths = [leaf["path"] for leaf in wanted["checkpoint"]["leaves"]]
-    for part in (".weights", ".weight_opt", ".batch_stats", ".key", ".step"):
-        assert any(f"['state']{part}" in path for path in paths)
-    restarts = json.loads((workdir / "manifest.json").read_text())["restarts"]
-    # One that was killed before its first row has left nothing and begins anew.
-    assert len(restarts) >= sum(stop.rows > 0 for stop in stops)
+    repository: Path, tmp_path: Path, wait_for_epochs: Callable[..., float]
+) -> Callable[..., None]:
+    """Checks that a run which was stopped again and again leaves what a whole one does."""
+
+    def checked(command: str, *options: str, stops: tuple[Stop, ...] = STOPS) -> None:
+        config = repository / "configs" / f"{command}_digits.py"
+        words = [command, f"--config={config}:tiny", *SIZES, *options]
+        run([*words, f"--workdir={tmp_path / 'whole'}"])
+        workdir = tmp_path / "stopped"
+        words.append(f"--workdir={workdir}")
+        steps = []
+        for stop in stops:
+            err = stop_process(words, workdir, stop, wait_for_epochs)
+            if stop.status > 0:
+                assert stop.signum.name in err and "the same command resumes" in err
+                steps.append(latest_checkpoint(workdir)["step"])
+        run(words)
+        found, wanted = outcome(workdir), outcome(tmp_path / "whole")
+        for name in wanted:
+            assert found[name] == wanted[name], name
+        # The signals saved in the middle of an epoch: none of its work was lost.
+        per_epoch = wanted["checkpoint"]["step"] // EPOCHS
+        assert any(step % per_epoch for step in steps), (steps, per_epoch)
+        paths = [leaf["path"] for leaf in wanted["checkpoint"]["leaves"]]
+        for part in (".weights", ".weight_opt", ".batch_stats", ".key", ".step"):
+            assert any(f"['state']{part}" in path for path in paths)
+        restarts = json.loads((workdir / "manifest.json").read_text())["restarts"]
+        # One that was killed before its first row has left nothing and begins anew.
+        assert len(restarts) >= sum(stop.epochs > 0 for stop in stops)
+
+    return checked
 
 
-def test_search(repository: Path, tmp_path: Path) -> None:
-    check(repository, tmp_path, "search")
+def test_search(check: Callable[..., None], tmp_path: Path) -> None:
+    check("search")
     leaves = latest_checkpoint(tmp_path / "whole")["leaves"]
     alphas = [leaf for leaf in leaves if leaf["path"].startswith("['state'].alpha")]
     assert len(alphas) >= 6  # the alphas and Adam's two moments of both cell kinds
 
 
-def test_retrain(repository: Path, tmp_path: Path) -> None:
+def test_retrain(check: Callable[..., None]) -> None:
     """With drop path and augmentation, whose randomness must go on where it was."""
     options = (*RANDOM_CELL, "--config.augmentation.cutout=2")
-    check(repository, tmp_path, "retrain", *options, stops=STOPS[1:3])
+    check("retrain", *options, stops=STOPS[1:3])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("hypergradient", ["unrolled", "finite_difference"])
-def test_second_order_search(
-    hypergradient: str, repository: Path, tmp_path: Path
-) -> None:
+def test_second_order_search(hypergradient: str, check: Callable[..., None]) -> None:
     options = [f"--config.hypergradient={hypergradient}", "--config.checkpoint_every=3"]
-    check(repository, tmp_path, "search", *options)
+    check("search", *options)
 
 
 @pytest.mark.slow
 def test_search_of_weights_first_and_presets_of_the_paper(
-    repository: Path, tmp_path: Path
+    check: Callable[..., None],
 ) -> None:
     options = ["--config.alphas.order=weights_first", "--config.preset=paper"]
-    check(repository, tmp_path, "search", *options, "--config.evaluate_every=2")
+    check("search", *options, "--config.evaluate_every=2")
 
 
 def test_second_process_is_refused_while_the_first_works(
@@ -179,6 +182,7 @@ def test_second_process_is_refused_while_the_first_works(
 ) -> None:
     config = repository / "configs" / "search_digits.py"
     words = ["search", f"--config={config}:tiny", f"--workdir={tmp_path / 'run'}"]
+    words.append("--config.num_epochs=1000")  # it is still at work, however fast it is
     process = start(words)
     try:
         while not (tmp_path / "run" / "config.json").exists():
