@@ -176,22 +176,14 @@ def make_network(
     norm = functools.partial(BatchNorm, affine=True, groups=norm_groups)
     _check_genotype(genotype, stem, auxiliary)
 
-    def make_cell(
-        kind: str,
-        cell_channels: int,
-        reduction: bool,
-        reduction_previous: bool,
-        name: str,
-    ) -> nn.Module:
-        return DerivedCell(
-            genotype.cells[kind],
-            cell_channels,
-            reduction,
-            reduction_previous,
-            norm,
-            implementation if norm_groups == 1 else "plain",
-            name=name,
-        )
+    cell = functools.partial(
+        DerivedCell,
+        norm=norm,
+        implementation=implementation if norm_groups == 1 else "plain",
+    )
+
+    def make_cell(kind: str, *place: Any, name: str) -> nn.Module:
+        return cell(genotype.cells[kind], *place, name=name)
 
     if genotype.space == "darts":
         if auxiliary:

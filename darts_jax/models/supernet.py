@@ -219,24 +219,12 @@ def make_supernet(
     )
     stem_norm = functools.partial(norm, affine=stem_affine)
 
-    def make_cell(
-        kind: str,
-        cell_channels: int,
-        reduction: bool,
-        reduction_previous: bool,
-        name: str,
-    ) -> nn.Module:
-        return MixedCell(
-            space,
-            kind,
-            cell_channels,
-            reduction,
-            reduction_previous,
-            norm,
-            implementation if norm_groups == 1 else "plain",
-            name=name,
-        )
-
+    make_cell = functools.partial(
+        MixedCell,
+        space,
+        norm=norm,
+        implementation=implementation if norm_groups == 1 else "plain",
+    )
     if space.skeleton == "darts":
         module: nn.Module = DartsSkeleton(
             make_cell,
