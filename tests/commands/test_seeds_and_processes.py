@@ -5,7 +5,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -227,7 +226,9 @@ def test_two_processes_are_one_run(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_stopped_in_two_processes_resumed_in_one(tmp_path: Path) -> None:
+def test_stopped_in_two_processes_resumed_in_one(
+    wait_for_epochs: Callable[..., float], tmp_path: Path
+) -> None:
     """SIGTERM to one process stops both; another number of devices goes on."""
     sizes = ("--config.num_epochs=6", "--config.dataset.limit=400")
     command = words("search_digits:tiny", *SMALL, *sizes)
@@ -235,11 +236,7 @@ def test_stopped_in_two_processes_resumed_in_one(tmp_path: Path) -> None:
     run_as([*command, f"--workdir={whole}"], 2, 2)
     resumed = [*command, f"--workdir={stopped}"]
     started = start(resumed, 2, 2)
-    deadline = time.monotonic() + DEADLINE
-    while not (stopped / "metrics.jsonl").exists():
-        assert started[0].poll() is None, started[0].communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for_epochs(started[0], stopped, 1)
     started[1].terminate()
     finish(started, 143)
     assert not (stopped / "result.json").exists()
@@ -248,8 +245,7 @@ def test_stopped_in_two_processes_resumed_in_one(tmp_path: Path) -> None:
 
     again = tmp_path / "again"
     started = start([*command, f"--workdir={again}"], 2, 2)
-    while not (again / "metrics.jsonl").exists():
-        time.sleep(0.02)
+    wait_for_epochs(started[0], again, 1)
     started[0].terminate()
     finish(started, 143)
     run_as([*command, f"--workdir={again}"], 2, 2)
