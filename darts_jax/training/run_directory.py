@@ -22,24 +22,9 @@ import numpy as np
 
 from darts_jax.errors import UserError
 from darts_jax.training import manifest, records
+from darts_jax.training.same_run import check_same
 
 ROWS = ("metrics", "genotypes", "timing")
-# What changes nothing of the result, so that a resumed run may have it otherwise.
-FREE_FIELDS = (
-    "progress",
-    "tensorboard",
-    "log_every_steps",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "dataset.data_dir",
-    "dataset.workers",
-    "dataset.prefetch",
-    "num_seeds",
-    "parallel.devices",
-    "parallel.seeds",
-    "parallel.seed_devices",
-    "parallel.steps_per_call",
-)
 LOCK = "lock"
 
 
@@ -206,7 +191,7 @@ def follow_run(workdir: Path, command: str, config: Mapping[str, Any]) -> RunDir
     path = Path(workdir).absolute()
     made_by, recorded = read_run(path)
     run = RunDirectory(path, records.plain(config), None)
-    _check_same(run, made_by, command, recorded)
+    check_same(run.path, (made_by, recorded), (command, run.config))
     run.resumed = _has_progress(path)
     return run
 
@@ -270,7 +255,7 @@ def _has_progress(path: Path) -> bool:
 
 def _resume(run: RunDirectory, command: str, argv: Sequence[str]) -> None:
     made_by, recorded = read_run(run.path)
-    _check_same(run, made_by, command, recorded)
+    check_same(run.path, (made_by, recorded), (command, run.config))
     if recorded != run.config:
         run.write_json("config.json", run.config)
     made = _read_object(run.path / "manifest.json")
@@ -283,29 +268,6 @@ def _resume(run: RunDirectory, command: str, argv: Sequence[str]) -> None:
     made["restarts"] = [*made.get("restarts", []), restart]
     run.write_json("manifest.json", made)
     run.resumed = True
-
-
-def _check_same(
-    run: RunDirectory, made_by: str, command: str, recorded: Mapping[str, Any]
-) -> None:
-    if made_by != command:
-        raise UserError(f"{run.path} holds a {made_by} run; name another for {command}")
-    differences = config_differences(recorded, run.config)
-    if differences:
-        raise UserError(
-            f"{run.path} was started with another config: {', '.join(differences)}; "
-            "name another --workdir or give the recorded values"
-        )
-
-
-def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Returns "field old -> new" of every field that may not change on resume."""
-    before, after = records.flatten(old), records.flatten(new)
-    return [
-        f"{field} {before.get(field, 'absent')!r} -> {after.get(field, 'absent')!r}"
-        for field in sorted({*before, *after} - set(FREE_FIELDS))
-        if before.get(field, "absent") != after.get(field, "absent")
-    ]
 
 
 def _read_object(path: Path) -> dict[str, Any]:

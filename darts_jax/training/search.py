@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from darts_jax.bilevel import HYPERGRADIENTS
 from darts_jax.data import Dataset, Split, epoch_batches, iid_batches, split
 from darts_jax.genotype import Genotype, pretty, save
 from darts_jax.models import count_parameters, make_supernet, packed
@@ -20,7 +19,7 @@ from darts_jax.training.evaluation import make_evaluate
 from darts_jax.training.feed import make_feed, take
 from darts_jax.training.interrupt import Interrupt
 from darts_jax.training.metrics import entropy
-from darts_jax.training.optimizers import Schedule, alpha_optimizer
+from darts_jax.training.optimizers import Schedule
 from darts_jax.training.parallel import (
     Layout,
     compile_steps,
@@ -40,14 +39,6 @@ from darts_jax.training.seeds import groups, trains_together
 from darts_jax.types import Batch, EdgeWeights, Model, SearchState
 
 METRICS = ("train_loss", "train_accuracy", "valid_loss", "valid_accuracy")
-
-
-def hypergradient_of(config: Any) -> Callable[..., Any]:
-    """Returns the config's hypergradient with its options bound."""
-    chosen = HYPERGRADIENTS[config.hypergradient]
-    if config.hypergradient == "finite_difference":
-        chosen = partial(chosen, radius=config.finite_difference.radius)
-    return chosen
 
 
 def data_step(
@@ -151,16 +142,10 @@ def build(config: Any, dataset: Dataset, seeds: int = 0) -> Search:
         )
     )
     schedule = setup.build_schedule(config, steps)
-    chosen = config.alphas
     optimizers = Optimizers(
         setup.build_weight_optimizer(config, schedule),
         setup.build_weight_optimizer(config, schedule, clip=False),
-        alpha_optimizer(
-            chosen.learning_rate,
-            b1=chosen.b1,
-            b2=chosen.b2,
-            weight_decay=chosen.weight_decay,
-        ),
+        setup.build_alpha_optimizer(config),
     )
     return Search(
         config=config,
@@ -207,7 +192,7 @@ def plan_of(task: Search) -> loop.Plan:
         task.strategy,
         task.space,
         task.optimizers,
-        hypergradient_of(config),
+        setup.build_hypergradient(config),
         order=config.alphas.order,
         parts=config.accumulate,
     )

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from darts_jax.bilevel import HYPERGRADIENTS, Hypergradient
 from darts_jax.data import (
     AUGMENTATIONS,
     Dataset,
@@ -21,6 +22,7 @@ from darts_jax.errors import UserError
 from darts_jax.spaces import SPACES, Space
 from darts_jax.training.optimizers import (
     Schedule,
+    alpha_optimizer,
     learning_rate_schedule,
     weight_optimizer,
 )
@@ -152,6 +154,25 @@ def build_weight_optimizer(
         weight_decay=chosen.weight_decay,
         clip=chosen.clip if clip else 0.0,
     )
+
+
+def build_alpha_optimizer(config: Any) -> optax.GradientTransformation:
+    """Returns Adam for the alphas as `config.alphas` asks for it."""
+    chosen = config.alphas
+    return alpha_optimizer(
+        chosen.learning_rate,
+        b1=chosen.b1,
+        b2=chosen.b2,
+        weight_decay=chosen.weight_decay,
+    )
+
+
+def build_hypergradient(config: Any) -> Callable[..., Hypergradient]:
+    """Returns the config's hypergradient with its options bound."""
+    chosen = HYPERGRADIENTS[config.hypergradient]
+    if config.hypergradient == "finite_difference":
+        return partial(chosen, radius=config.finite_difference.radius)
+    return chosen
 
 
 def steps_per_epoch(batch_size: int, number: int, what: str) -> int:
