@@ -68,10 +68,11 @@ def odd_folder(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def wait_for_epochs() -> Callable[..., float]:
-    """Waits for a run that was just started: `wait_for_epochs(process, workdir, count)`.
+    """Waits for a run that was just started: `wait_for_epochs(process, workdir, 2, 300)`.
 
-    It returns once the process has written `count` rows of metrics beyond those that an
-    earlier one left, and how many seconds lay between the last two (0 for count = 1).
+    It waits, here at most 300 seconds, until the process has written two rows of metrics
+    beyond those that an earlier one left, and returns the seconds that lay between the last
+    two (0 where it waits for one).
     """
 
     def rows(workdir: Path) -> int:
@@ -79,7 +80,7 @@ def wait_for_epochs() -> Callable[..., float]:
         return path.read_bytes().count(b"\n") if path.exists() else 0
 
     def wait(
-        process: subprocess.Popen[str], workdir: Path, count: int, seconds: float = 300
+        process: subprocess.Popen[str], workdir: Path, count: int, seconds: float
     ) -> float:
         before, seen = rows(workdir), [time.monotonic()]
         while len(seen) <= count:

@@ -66,13 +66,15 @@ def stop_process(
     """Runs the command, stops it as told and returns what it wrote to stderr."""
     process = start(words)
     try:
-        epoch = 1.0  # seconds
-        if stop.epochs:
-            epoch = wait_for_epochs(process, workdir, stop.epochs)
+        unit = 1.0  # seconds
+        deadline = time.monotonic() + DEADLINE
         while not (workdir / "lock").exists():
             assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline, "it does not get on"
             time.sleep(0.005)
-        time.sleep(stop.delay * epoch)
+        if stop.epochs:
+            unit = wait_for_epochs(process, workdir, stop.epochs, DEADLINE)
+        time.sleep(stop.delay * unit)
         assert process.poll() is None, "it was over before the signal"
         os.kill(process.pid, stop.signum)
         out, err = process.communicate(timeout=DEADLINE)

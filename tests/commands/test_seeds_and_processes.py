@@ -236,7 +236,7 @@ def test_stopped_in_two_processes_resumed_in_one(
     run_as([*command, f"--workdir={whole}"], 2, 2)
     resumed = [*command, f"--workdir={stopped}"]
     started = start(resumed, 2, 2)
-    wait_for_epochs(started[0], stopped, 1)
+    wait_for_epochs(started[0], stopped, 1, DEADLINE)
     started[1].terminate()
     finish(started, 143)
     assert not (stopped / "result.json").exists()
@@ -245,7 +245,7 @@ def test_stopped_in_two_processes_resumed_in_one(
 
     again = tmp_path / "again"
     started = start([*command, f"--workdir={again}"], 2, 2)
-    wait_for_epochs(started[0], again, 1)
+    wait_for_epochs(started[0], again, 1, DEADLINE)
     started[0].terminate()
     finish(started, 143)
     run_as([*command, f"--workdir={again}"], 2, 2)

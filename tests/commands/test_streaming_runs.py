@@ -203,7 +203,7 @@ def test_real_kills_and_signals(
     for signum in (signal.SIGKILL, signal.SIGTERM, signal.SIGTERM):
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         try:
-            seconds = wait_for_epochs(process, workdir, 2)
+            seconds = wait_for_epochs(process, workdir, 2, 300)
             time.sleep(0.7 * seconds)  # past the checkpoint, into the next epoch
             os.kill(process.pid, signum)
             _, err = process.communicate(timeout=300)
