@@ -37,7 +37,10 @@ class NasBench201Cell(nn.Module):
 
 
 class NasBench201Supernet(nn.Module):
-    """The search network of NAS-Bench-201: three stages of `num_cells` cells."""
+    """The search network of NAS-Bench-201: three stages of `num_cells` cells.
+
+    Batch norm in the cells keeps no statistics, as in NATS-Bench.
+    """
 
     def __init__(
         self,
@@ -47,11 +50,9 @@ class NasBench201Supernet(nn.Module):
         channels: int,
         image_channels: int,
         num_classes: int,
-        stem_affine: bool = True,
-        running: bool = True,
     ) -> None:
         super().__init__()
-        norm, outer = batch_norm(False, running), batch_norm(stem_affine, running)
+        norm, outer = batch_norm(False, running=False), batch_norm(True)
         self.stem = conv_stem(image_channels, channels, outer)
         self.cells = nn.ModuleList()
         for stage in range(3):

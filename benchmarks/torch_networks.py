@@ -114,13 +114,11 @@ class Supernet(nn.Module):
         image_channels: int,
         num_classes: int,
         stem_multiplier: int = 3,
-        stem_affine: bool = True,
-        running: bool = True,
     ) -> None:
         super().__init__()
-        norm = batch_norm(False, running)
+        norm = batch_norm(False)
         stem = stem_multiplier * channels
-        self.stem = conv_stem(image_channels, stem, batch_norm(stem_affine, running))
+        self.stem = conv_stem(image_channels, stem, batch_norm(True))
         self.cells = nn.ModuleList()
         inputs, reduced = (stem, stem), False
         for kind in _plan(num_cells):

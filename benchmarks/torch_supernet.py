@@ -69,8 +69,6 @@ def make_task(size: Size, name: str, device: str, compiled: bool) -> Task:
         "channels": size.channels,
         "image_channels": size.image[2],
         "num_classes": NUM_CLASSES,
-        "stem_affine": size.stem_affine,
-        "running": size.evaluation == "running",
     }
     if space.skeleton == "darts":
         options["stem_multiplier"] = size.stem_multiplier

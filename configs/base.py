@@ -138,9 +138,8 @@ def _alphas() -> ConfigDict:
 
 def _batch_norm() -> ConfigDict:
     batch_norm = ConfigDict()
-    batch_norm.evaluation = config_dict.placeholder(
-        str
-    )  # code "running", paper "batch"
+    # search: statistics when not training; code "running", paper "batch"; "batch_in_cells"
+    batch_norm.evaluation = config_dict.placeholder(str)
     batch_norm.stem_affine = config_dict.placeholder(
         bool
     )  # search: code True, paper False

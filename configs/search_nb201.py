@@ -4,8 +4,9 @@
 
 Published (Dong and Yang 2020): the search collapses to skip connections, whose test
 accuracies are 54.30 +- 0 % (CIFAR-10), 15.61 % (CIFAR-100), 16.32 % (ImageNet16-120);
-the best cell has 94.37, 73.51 and 47.31 %. The weights are updated before the alphas;
-batch norm has no affine part and always uses the statistics of the batch, as there.
+the best cell has 94.37, 73.51 and 47.31 %. The weights are updated before the alphas. As
+there, batch norm in the cells has no affine part and always uses the statistics of the batch;
+that of the stem, the residual blocks and the last one has, and keeps running ones.
 `:tiny` is a two-epoch run of a small supernet on a few images.
 """
 
@@ -29,8 +30,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.weights.weight_decay = 5e-4
     config.alphas.init_scale = 1e-3
     config.alphas.order = "weights_first"
-    config.batch_norm.evaluation = "batch"
-    config.batch_norm.stem_affine = False
+    config.batch_norm.evaluation = "batch_in_cells"
+    config.batch_norm.stem_affine = True
     if arg == "tiny":
         base.shrink(config)
         config.model.num_cells = 1

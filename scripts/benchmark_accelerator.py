@@ -74,7 +74,7 @@ CHOICES: dict[str, Choice] = {
     "plain_4seeds": Choice(FIRST, Variant("plain", "float32", 4)),
     "plain_bfloat16_4seeds": Choice(FIRST, Variant("plain", "bfloat16", 4)),
     "merged_bfloat16_4seeds": Choice(FIRST, Variant("merged", "bfloat16", 4)),
-    "merged_bfloat16_finite_difference": Choice(SECOND, Variant("merged", "bfloat16")),
+    "merged_finite_difference": Choice(SECOND, Variant("merged")),
     "merged_bfloat16_exact": Choice(EXACT, Variant("merged", "bfloat16")),
     "torch_finite_difference": Choice(SECOND, None),
 }

@@ -8,8 +8,10 @@ import pytest
 
 from darts_jax import interop, zoo
 from darts_jax.errors import UserError
+from darts_jax.genotype import parse_text
 from darts_jax.interop import from_reference, to_reference
 from darts_jax.models import make_network, make_supernet
+from darts_jax.models.packing import pack
 from darts_jax.spaces import SPACES
 from darts_jax.types import Model
 
@@ -216,3 +218,27 @@ def test_another_network_is_refused() -> None:
     state_dict = to_reference(*_random(shapes), leaves)
     with pytest.raises(UserError, match="is it another network"):
         from_reference(state_dict, others)
+
+
+def test_packed_states_are_written_as_trees(whole: Small) -> None:
+    shapes, leaves, state_dict = whole
+    written = to_reference(*map(pack, _random(shapes)), leaves)
+    jax.tree.map(np.testing.assert_array_equal, written, state_dict)
+
+
+def test_a_primitive_that_the_reference_has_not_is_refused() -> None:
+    space = SPACES["darts"](num_nodes=1, primitives=("nor_conv_3x3", "skip_connect"))
+    size = {"num_cells": 1, "channels": 4}
+    model = make_supernet(space, image_shape=(8, 8, 3), num_classes=10, **size)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    leaves = interop.supernet_leaves(space, **size)
+    with pytest.raises(UserError, match=r"no tensor .* cell0/source0/nor_conv_3x3"):
+        to_reference(*_random(shapes), leaves)
+    with pytest.raises(UserError, match=r"no tensor .* cell0/source0/nor_conv_3x3"):
+        from_reference({}, leaves, like=shapes)
+
+
+def test_a_genotype_of_another_family_is_refused() -> None:
+    genotype = parse_text("|nor_conv_1x1~0|+|none~0|none~1|+|none~0|none~1|none~2|")
+    with pytest.raises(UserError, match="a genotype of nas_bench_201"):
+        interop.network_leaves(genotype, num_cells=1, channels=4)

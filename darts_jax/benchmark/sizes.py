@@ -28,7 +28,7 @@ class Size(NamedTuple):
     num_cells: in all, or a stage (NAS-Bench-201).
     image: (H, W, C).
     batch: images of the train batch, and of the valid batch.
-    order, nesterov, weight_decay, stem_affine, evaluation: as in configs/base.py.
+    order, nesterov, weight_decay: as in configs/base.py.
     steps: timed steps of each workload by default.
     copy_bytes: the array that the memory bandwidth is measured with.
     """
@@ -44,8 +44,6 @@ class Size(NamedTuple):
     order: str = "alphas_first"
     nesterov: bool = False
     weight_decay: float = 3e-4
-    stem_affine: bool = True
-    evaluation: str = "running"
     copy_bytes: int = 256 * MIB
 
 
@@ -79,8 +77,6 @@ SIZES: dict[str, Size] = {
         order="weights_first",
         nesterov=True,
         weight_decay=5e-4,
-        stem_affine=False,
-        evaluation="batch",
     ),
     # What scripts/quickstart.sh runs: configs/search_digits.py, configs/retrain_digits.py.
     "quickstart": Size(

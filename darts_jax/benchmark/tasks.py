@@ -75,8 +75,6 @@ def _search(
             num_cells=size.num_cells,
             channels=size.channels,
             stem_multiplier=size.stem_multiplier,
-            stem_affine=size.stem_affine,
-            evaluation=size.evaluation,
             implementation=variant.implementation,
             precision=variant.precision,
         )

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from ml_collections.config_flags import config_flags
 
 from darts_jax.commands import flags as command_flags
-from darts_jax.commands.checks import check_names, check_values
+from darts_jax.commands.checks import check_names, check_precision, check_values
 from darts_jax.errors import UserError, unknown
 from darts_jax.training.records import flatten
 
@@ -82,6 +82,8 @@ def load(
             "retrain needs a genotype: --config.genotype=FILE.json, a name in the zoo "
             "(darts-jax zoo lists them) or random"
         )
+    if command == "search":
+        check_precision(flat)
     values = {name: arguments.flags[name] for name in further}
     # A dry run has no place of its own.
     workdir = Path() if values.get("dry-run") else check_workdir(given, command)

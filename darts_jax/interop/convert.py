@@ -6,10 +6,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from darts_jax.errors import UserError
 from darts_jax.interop.leaves import Leaf
+from darts_jax.models import unpack
 from darts_jax.types import BatchStats, Weights
 
 # The last key of a path decides the layout: reference -> ours, ours -> reference.
@@ -45,8 +47,12 @@ def from_reference(
             every tensor's shape is checked, without it only its number of axes.
 
     Raises:
-        UserError: a tensor is missing, left over or of an unexpected shape.
+        UserError: a tensor is missing, left over or of an unexpected shape; or `like` has
+            arrays that no leaf stands for.
     """
+    if like is not None:
+        like = unpack(like)
+        _check_complete(like, leaves)
     names = {leaf.reference for leaf in leaves}
     given = {k for k in state_dict if not k.endswith("num_batches_tracked")}
     for missing in sorted(names - given):
@@ -72,6 +78,15 @@ def from_reference(
             else np.stack([edges[e] for e in range(len(edges))])
         )
     return weights, batch_stats
+
+
+def _check_complete(trees: tuple[Weights, BatchStats], leaves: list[Leaf]) -> None:
+    """Raises UserError for an array that no leaf stands for: its primitive has no names."""
+    named = {leaf.path for leaf in leaves}
+    for path, _ in jax.tree.leaves_with_path(trees):
+        keys = tuple(key.key for key in path[1:])
+        if keys not in named:
+            raise UserError(f"no tensor of the reference stands for {'/'.join(keys)}")
 
 
 def _ours(
@@ -107,7 +122,15 @@ def _at(tree: Any, path: tuple[str, ...]) -> Any:
 def to_reference(
     weights: Weights, batch_stats: BatchStats, leaves: list[Leaf]
 ) -> dict[str, np.ndarray]:
-    """Returns the reference's state dict; the inverse of `from_reference`."""
+    """Returns the reference's state dict; the inverse of `from_reference`.
+
+    weights and batch_stats may be `Packed`, as in the state of a run.
+
+    Raises:
+        UserError: the network has arrays that no leaf stands for.
+    """
+    weights, batch_stats = unpack((weights, batch_stats))
+    _check_complete((weights, batch_stats), leaves)
     state_dict = {}
     for leaf in leaves:
         value = np.asarray(_at(batch_stats if _is_stats(leaf) else weights, leaf.path))

@@ -7,6 +7,7 @@ The names are those of the state dicts of github.com/quark0/darts, `cnn/model_se
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from darts_jax.errors import UserError
 from darts_jax.genotype import Genotype
 from darts_jax.models.skeleton import reduction_cells
 from darts_jax.spaces import Space
@@ -175,7 +176,14 @@ def network_leaves(
         channels: of the first cells.
         stem: "cifar" (NetworkCIFAR) or "imagenet" (NetworkImageNet).
         auxiliary: whether the auxiliary head's tensors are there.
+
+    Raises:
+        UserError: the genotype is not of the DARTS family.
     """
+    if genotype.space != "darts":
+        raise UserError(
+            f"a genotype of {genotype.space} has no network in the reference; only of darts"
+        )
     leaves = list(_stem_leaves(stem))
     reductions, reduced = reduction_cells(num_cells), stem == "imagenet"
     for i in range(num_cells):

@@ -121,7 +121,7 @@ void PackRectified(const Tiles<T, G>& s, const StageInput<T>& from, int64_t row,
   PackImages(s.g, from.x + (row * s.batch + b) * s.in, images, planes,
              [=](T value) {
                value = scale * value + shift;
-               return value > 0 ? value : T(0);
+               return T(0) > value ? T(0) : value;  // in this order a NaN stays one
              });
 }
 

@@ -101,6 +101,9 @@ def mixed_branches(operands: Operands, branches: Branches) -> tuple[jax.Array, A
         batch norms, `[n, C']` each; these are for the running statistics: no gradient flows
         through them.
     """
+    # The kernels read every buffer by one type: the one that JAX would promote these to.
+    dtype = jnp.result_type(*jax.tree.leaves(operands))
+    operands = jax.tree.map(lambda operand: operand.astype(dtype), operands)
     mixed, kept = _mixed(operands, branches)
     return mixed, moments_of(operands, branches, kept.moments)
 

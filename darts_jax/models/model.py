@@ -44,7 +44,7 @@ def as_model(
     module: nn.Module,
     image_shape: tuple[int, int, int],
     sample: dict[str, Any],
-    cell_arguments: Callable[..., dict[str, Any]] | None = None,
+    cell_arguments: Callable[..., dict[str, Any]],
     *,
     precision: str = "float32",
 ) -> Model:
@@ -54,8 +54,7 @@ def as_model(
         module: a skeleton, called as `module(images, cell_arguments, train=...)`.
         image_shape: (H, W, C).
         sample: cell arguments of the right shapes, for tracing the shapes of the weights.
-        cell_arguments: turns what `apply` gets after the images into cell arguments; the
-            default takes edge weights.
+        cell_arguments: turns what `apply` gets after the images into cell arguments.
         precision: "bfloat16" casts the images, and with them all activations; what lasts
             stays float32, edge weights too. "float32" leaves types as they come.
 
@@ -64,7 +63,6 @@ def as_model(
     """
     if precision not in PRECISIONS:
         raise unknown("config.precision", precision, PRECISIONS)
-    pack = cell_arguments or (lambda edge_weights: {"edge_weights": edge_weights})
 
     def init(key: jax.Array) -> tuple[Weights, BatchStats]:
         shapes = _shapes(module, image_shape, sample)
@@ -95,7 +93,7 @@ def as_model(
         logits, updated = module.apply(
             variables,
             images,
-            pack(*args, **kwargs),
+            cell_arguments(*args, **kwargs),
             train=train,
             rngs=rngs,
             mutable=["batch_stats"],

@@ -21,7 +21,7 @@ from darts_jax.models.operations import Norm, ReLUConvBN
 class AuxiliaryHead(nn.Module):
     """The classifier at 2/3 of the depth that helps training (Szegedy et al. 2015).
 
-    CIFAR: pool 5x5 stride 3 on 8x8; ImageNet: stride 2 on 14x14 and no second batch norm
+    CIFAR: pool 5x5 stride 3 on 8x8; ImageNet: stride 2 on 7x7 and no second batch norm
     (left out in the reference, kept so by its authors for consistency).
     """
 

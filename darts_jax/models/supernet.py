@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from darts_jax.errors import UserError, unknown
 from darts_jax.models.branches import BranchMoments, Mixing, kernels_of, mixing
 from darts_jax.models.fused import (
     BRANCHES,
@@ -79,9 +80,9 @@ class MixedEdges(nn.Module):
             if len(edges) == len(allowed):
                 mixed += weighted(weight[:, None], y)
             else:  # only some edges have this primitive: place them by a [n, m] matrix
-                place = weight[:, None] * np.eye(len(allowed), dtype=x.dtype)[:, edges]
-                y = jnp.broadcast_to(y, (len(edges), *y.shape[1:]))
-                mixed += jnp.einsum("nm,mcbhw->ncbhw", place.astype(y.dtype), y)
+                y = weighted(weight[edges, None], y)
+                place = np.eye(len(allowed), dtype=y.dtype)[:, edges]
+                mixed += jnp.einsum("nm,mcbhw->ncbhw", place, y)
         if isinstance(mixed, float):  # every edge has only "none"
             x = x[:, :, :: self.stride, :: self.stride]
             mixed = jnp.zeros((len(allowed), *x.shape), x.dtype)
@@ -166,6 +167,14 @@ class MixedCell(nn.Module):
         return jnp.concatenate([states[node] for node in space.concat], 0)
 
 
+# What batch norm normalises with when not training, inside the cells and outside of them.
+EVALUATIONS = {
+    "running": ("running", "running"),
+    "batch": ("batch", "batch"),
+    "batch_in_cells": ("batch", "running"),
+}
+
+
 def _num_states(space: Space) -> int:
     """Returns the number of states of a cell: inputs and intermediate nodes."""
     return space.num_inputs + space.num_nodes
@@ -199,7 +208,8 @@ def make_supernet(
         stem: "cifar", or of the DARTS skeleton "imagenet": three convolutions of stride 2.
         stem_affine: whether the batch norm outside the cells is affine (the authors' code:
             yes; the paper: no). Inside the cells it never is in a search.
-        evaluation: "running" or "batch": the statistics used when not training.
+        evaluation: the statistics used when not training: "running", those of the "batch",
+            or "batch_in_cells" (NATS-Bench): the batch's there, running ones outside.
         implementation: "plain", every primitive a module of its own with JAX's gradients;
             or the same function and parameters, in training and without norm_groups, by
             fewer and faster operations: "merged", by few, large matrix products, or "fused",
@@ -211,13 +221,17 @@ def make_supernet(
         norm_groups: parts of a batch that batch norm takes the moments of apart.
 
     Raises:
-        UserError: there is no such precision, or the space's skeleton lacks the stem.
+        UserError: there is no such precision or evaluation, or the space's skeleton lacks
+            the stem; `apply` raises it for edge weights of another space's shape.
     """
     check_stem(stem, space.skeleton)
+    if evaluation not in EVALUATIONS:
+        raise unknown("batch_norm.evaluation", evaluation, EVALUATIONS)
+    inside, outside = EVALUATIONS[evaluation]
     norm = functools.partial(
-        BatchNorm, affine=False, evaluation=evaluation, groups=norm_groups
+        BatchNorm, affine=False, evaluation=inside, groups=norm_groups
     )
-    stem_norm = functools.partial(norm, affine=stem_affine)
+    stem_norm = functools.partial(norm, affine=stem_affine, evaluation=outside)
 
     make_cell = functools.partial(
         MixedCell,
@@ -241,6 +255,20 @@ def make_supernet(
         module = NasBench201Skeleton(
             make_cell, num_cells, channels, num_classes, norm, stem_norm, remat
         )
-    edges, operations = len(space.edges), len(space.primitives)
-    sample = {k: jnp.zeros((edges, operations), jnp.float32) for k in space.cell_kinds}
-    return as_model(module, image_shape, {"edge_weights": sample}, precision=precision)
+    shape = len(space.edges), len(space.primitives)
+
+    def cell_arguments(edge_weights: EdgeWeights) -> dict[str, Any]:
+        given = {kind: jnp.shape(values) for kind, values in edge_weights.items()}
+        wanted = dict.fromkeys(space.cell_kinds, shape)
+        if given != wanted:  # indices beyond an array's end are no error to JAX
+            raise UserError(f"edge weights have the shapes {given}, not {wanted}")
+        return {"edge_weights": edge_weights}
+
+    sample = {k: jnp.zeros(shape, jnp.float32) for k in space.cell_kinds}
+    return as_model(
+        module,
+        image_shape,
+        cell_arguments(sample),
+        cell_arguments,
+        precision=precision,
+    )

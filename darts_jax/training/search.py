@@ -137,7 +137,6 @@ def build(config: Any, dataset: Dataset, seeds: int = 0) -> Search:
             stem=config.model.stem,
             stem_affine=config.batch_norm.stem_affine,
             evaluation=config.batch_norm.evaluation,
-            implementation=config.model.implementation,
             **setup.computation(config),
         )
     )

@@ -6,7 +6,7 @@ the same train batch.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -111,14 +111,32 @@ def loss_at(levels: Levels, state: SearchState) -> Loss:
     return accumulated(loss, levels.parts)
 
 
+def at_step(weight_opt: optax.OptState, step: jax.Array) -> optax.OptState:
+    """Returns the optimizer state with its schedule at `step`.
+
+    Where the weights were stepped first, theirs is one ahead: at the end of an epoch the
+    virtual step would have the next epoch's learning rate.
+    """
+
+    def is_schedule(part: Any) -> bool:
+        return isinstance(part, optax.ScaleByScheduleState)
+
+    return jax.tree.map(
+        lambda part: part._replace(count=step) if is_schedule(part) else part,
+        weight_opt,
+        is_leaf=is_schedule,
+    )
+
+
 def alphas_step(
     levels: Levels, state: SearchState, train_batch: Batch, valid_batch: Batch
 ) -> tuple[SearchState, Metrics]:
     """Returns the state after one update of the alphas, and valid_loss, valid_accuracy."""
     optimizers = levels.optimizers
+    weight_opt = at_step(state.weight_opt, state.step)
 
     def virtual_step(weights: Weights, grads: Weights) -> Weights:
-        updates, _ = optimizers.virtual.update(grads, state.weight_opt, weights)
+        updates, _ = optimizers.virtual.update(grads, weight_opt, weights)
         return optax.apply_updates(weights, updates)
 
     result = levels.hypergradient(

@@ -102,6 +102,7 @@ def build_space(config: Any) -> Space:
 def computation(config: Any) -> dict[str, Any]:
     """Returns what `make_supernet` and `make_network` take of how they are computed."""
     return {
+        "implementation": config.model.implementation,
         "precision": config.precision,
         "remat": config.model.remat,
         "norm_groups": config.batch_norm.groups,

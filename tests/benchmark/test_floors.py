@@ -36,12 +36,8 @@ def test_a_size_is_the_search_of_its_config(
     assert chosen.space == config.space
     assert chosen.batch == config.batch_size
     assert chosen.order == config.alphas.order
-    model, norm = config.model, config.batch_norm
+    model = config.model
     assert (chosen.num_cells, chosen.channels) == (model.num_cells, model.channels)
-    assert (chosen.stem_affine, chosen.evaluation) == (
-        norm.stem_affine,
-        norm.evaluation,
-    )
     weights = config.weights
     assert (chosen.nesterov, chosen.weight_decay) == (
         weights.nesterov,

@@ -221,11 +221,19 @@ def test_drop_path_zeroes_whole_samples() -> None:
     assert torch.allclose(y[~dropped.all(1)], torch.tensor(1 / 0.75))
 
 
+def _norm_leaves(reference: str, path: tuple[str, ...], edge: int | None) -> list[Leaf]:
+    names = {"weight": "scale", "bias": "bias"}
+    names |= {"running_mean": "mean", "running_var": "var"}
+    return [Leaf(f"{reference}.{k}", (*path, v), edge) for k, v in names.items()]
+
+
 def _nas_bench_201_leaves(num_cells: int, weights: dict[str, Any]) -> list[Leaf]:
     """Where the tensors of the baseline's NAS-Bench-201 supernet live in ours."""
     space = SPACES["nas_bench_201"]()
     leaves = [
         Leaf("stem.0.weight", ("stem_conv0", "conv"), 0),
+        *_norm_leaves("stem.1", ("stem_norm0",), 0),
+        *_norm_leaves("last_norm", ("last_norm",), None),
         Leaf("classifier.weight", ("classifier", "linear"), None),
     ]
     (bias,) = (name for name in weights["classifier"] if name != "linear")
@@ -234,7 +242,9 @@ def _nas_bench_201_leaves(num_cells: int, weights: dict[str, Any]) -> list[Leaf]
         row = stage * (num_cells + 1)  # the baseline lists residual blocks as cells
         for name in ("conv_a", "conv_b") if stage else ():
             path = (f"reduce{stage}", name, "conv0", "conv")
-            leaves.append(Leaf(f"cells.{row - 1}.{name}.op.1.weight", path, 0))
+            block = f"cells.{row - 1}.{name}"
+            leaves.append(Leaf(f"{block}.op.1.weight", path, 0))
+            leaves += _norm_leaves(f"{block}.op.2", (*path[:2], "norm0"), 0)
         if stage:
             path = (f"reduce{stage}", "shortcut", "conv")
             leaves.append(Leaf(f"cells.{row - 1}.shortcut.weight", path, 0))
@@ -260,9 +270,7 @@ def test_the_supernet_of_nas_bench_201() -> None:
     space, rng = SPACES["nas_bench_201"](), np.random.default_rng(0)
     images = rng.standard_normal((3, 6, 6, 3))
     edge_weights = {"cell": rng.random((space.num_edges, len(space.primitives)))}
-    model = make_supernet(
-        space, image_shape=(6, 6, 3), stem_affine=False, evaluation="batch", **size
-    )
+    model = make_supernet(space, image_shape=(6, 6, 3), **size)
     weights, stats = jax.tree.map(
         lambda x: rng.standard_normal(x.shape),
         jax.eval_shape(model.init, jax.random.key(0)),
@@ -272,7 +280,7 @@ def test_the_supernet_of_nas_bench_201() -> None:
             weights, stats, images
         )
     theirs = _module("torch_nas_bench_201").NasBench201Supernet(
-        space, image_channels=3, stem_affine=False, running=False, **size
+        space, image_channels=3, **size
     )
     leaves = _nas_bench_201_leaves(size["num_cells"], weights)
     _load(theirs, to_reference(weights, stats, leaves))

@@ -79,6 +79,17 @@ def test_overrides_have_their_fields_types() -> None:
     assert config.seed == 5
 
 
+def test_a_finite_difference_needs_more_than_bfloat16() -> None:
+    choice = "--config.hypergradient=finite_difference"
+    with pytest.raises(UserError, match="choose hypergradient='unrolled'"):
+        load_search(choice, "--config.precision=bfloat16")
+    assert load_search(choice).precision == "float32"
+    exact = load_search(
+        "--config.hypergradient=unrolled", "--config.precision=bfloat16"
+    )
+    assert exact.hypergradient == "unrolled"
+
+
 def test_config_is_frozen() -> None:
     with pytest.raises(AttributeError):
         load_search().seed = 3

@@ -196,6 +196,36 @@ def test_single_precision(
 
 
 @native
+@pytest.mark.parametrize("other", ["float32", "float64", "bfloat16", "int32"])
+@pytest.mark.parametrize("part", ["x", "weights", "kernels"])
+def test_operands_of_different_types_are_promoted(
+    part: str, other: str, float64: None, rng: np.random.Generator
+) -> None:
+    operands, branches, _ = _problem(SHAPES[1], rng)
+    operands = jax.tree.map(lambda a: 4 * a.astype(jnp.float32), operands)
+    changed = jax.tree.map(lambda a: a.astype(other), getattr(operands, part))
+    operands = operands._replace(**{part: changed})
+    found, moments = jax.jit(fused.mixed_branches, static_argnums=1)(operands, branches)
+    exact = jax.tree.map(lambda a: a.astype(jnp.float64), operands)
+    wanted = fused.plain_mixed_branches(exact, branches)
+    assert found.dtype == (jnp.float64 if other == "float64" else jnp.float32)
+    in_double = jax.tree.map(lambda a: a.astype(jnp.float64), (found, moments))
+    assert_close(in_double, wanted, 2e-4)
+
+
+@native
+def test_a_nan_stays_one(rng: np.random.Generator) -> None:
+    """A rectifier may not turn a run that diverged into constants."""
+    operands, branches, _ = _problem(SHAPES[0], rng)
+    operands = jax.tree.map(lambda a: a.astype(jnp.float32), operands)
+    (first, second), *others = operands.kernels
+    broken = first._replace(taps=first.taps.at[0].set(jnp.nan))
+    operands = operands._replace(kernels=((broken, second), *others))
+    mixed, _ = fused.mixed_branches(operands, branches)
+    assert jnp.isnan(mixed[0]).all() and jnp.isfinite(mixed[1:]).all()
+
+
+@native
 def test_every_mode_of_differentiation(float64: None, rng: np.random.Generator) -> None:
     operands, branches, weights = _problem(SHAPES[1], rng, affine=True)
     direction = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), operands)

@@ -14,6 +14,7 @@ from darts_jax.genotype import CellGenotype, Genotype
 from darts_jax.models import make_network
 from darts_jax.models.initial import initial_weights
 from darts_jax.models.layers import BatchNorm
+from darts_jax.models.model import apply_with_outputs
 from darts_jax.models.network import DerivedCell, drop_path, path_scales
 from darts_jax.spaces import SPACES, random_genotype
 
@@ -156,6 +157,25 @@ def test_the_auxiliary_head_answers_in_training_only() -> None:
     model = make_network(V2, image_shape=shape, auxiliary=True, **SMALL)
     assert _logits_shape(model, shape, True) == ((2, 5), (2, 5))
     assert _logits_shape(model, shape, False) == (2, 5)
+
+
+@pytest.mark.parametrize(("num_cells", "last"), [(3, 2), (5, 3), (6, 4), (20, 13)])
+def test_the_auxiliary_head_stands_at_two_thirds(num_cells: int, last: int) -> None:
+    shape, size = (32, 32, 3), SMALL | {"num_cells": num_cells}
+    model = make_network(V2, image_shape=shape, auxiliary=True, **size)
+    weights, stats = jax.eval_shape(model.init, jax.random.key(0))
+    names = ("auxiliary", *(f"cell{i}" for i in range(num_cells)))
+    apply = functools.partial(apply_with_outputs(model, names), train=True)
+    called: list[str] = []
+
+    def run(*arguments: Any) -> Any:
+        logits, _, outputs = apply(*arguments)
+        called.extend(outputs)
+        return logits
+
+    jax.eval_shape(run, weights, stats, jnp.zeros((2, *shape)))
+    assert called[called.index("auxiliary") - 1] == f"cell{last}"
+    assert len(called) == num_cells + 1
 
 
 @pytest.mark.parametrize(

@@ -269,6 +269,38 @@ def test_evaluation_by_batch_statistics_equals_training_mode() -> None:
     assert np.abs(moved["stem_norm0"]["mean"] - stats["stem_norm0"]["mean"]).max() > 0
 
 
+def test_statistics_of_the_batch_in_the_cells_only() -> None:
+    """As in NATS-Bench: what cells keep is not used, what stands outside is."""
+    space = SPACES["nas_bench_201"](num_nodes=2)
+    model = make_supernet(space, **SIZE, evaluation="batch_in_cells")
+    weights, stats = model.init(jax.random.key(0))
+    logits = functools.partial(model.apply, train=False)
+    images, edge_weights = _images(), _edge_weights(space)
+    at_first, _ = logits(weights, stats, images, edge_weights)
+    for name, part in stats.items():
+        moved = stats | {name: jax.tree.map(lambda leaf: leaf + 0.5, part)}
+        found, _ = logits(weights, moved, images, edge_weights)
+        unchanged = np.array_equal(found, at_first)
+        assert unchanged == name.startswith("cell"), name
+
+
+@pytest.mark.parametrize("edges", [1, 6])
+def test_edge_weights_of_another_space_are_refused(edges: int) -> None:
+    space = SPACES["tiny"](num_nodes=1)
+    model = make_supernet(space, **SIZE)
+    weights, stats = jax.eval_shape(model.init, jax.random.key(0))
+    given = _edge_weights(space)
+    given["reduce"] = np.ones((edges, len(space.primitives)), np.float32)
+    for wrong in (given, {"normal": given["normal"]}):
+        with pytest.raises(UserError, match="edge weights have the shapes"):
+            model.apply(weights, stats, _images(), wrong, train=True)
+
+
+def test_no_such_evaluation() -> None:
+    with pytest.raises(UserError, match=r"unknown batch_norm.evaluation 'bath'"):
+        make_supernet(SPACES["tiny"](), **SIZE, evaluation="bath")
+
+
 def test_imagenet_stem_of_the_supernet() -> None:
     """Three convolutions of stride 2: cells at an eighth of the image, as PC-DARTS has it."""
     space = SPACES["darts"]()

@@ -101,7 +101,9 @@ class Reference:
     def virtual(self, weights: Any, alphas: Any, train: Batch) -> Any:
         """w' by SGD with momentum and decay, without clipping."""
         grads = jax.grad(self.loss)(weights, alphas, train)
-        updates, _ = OPTIMIZERS.virtual.update(grads, self.state.weight_opt, weights)
+        # Its learning rate is this step's in both orders.
+        weight_opt = optax.tree.set(self.state.weight_opt, count=self.state.step)
+        updates, _ = OPTIMIZERS.virtual.update(grads, weight_opt, weights)
         return optax.apply_updates(weights, updates)
 
     def alphas_step(self, name: str, train: Batch, valid: Batch) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
+from darts_jax.bilevel import HYPERGRADIENTS
 from darts_jax.commands.configuration import load_file, resolve_preset
 from darts_jax.data import AUGMENTATIONS, normalise
 from darts_jax.errors import UserError
@@ -169,3 +170,48 @@ def test_weight_optimizer_takes_every_field(clip: bool, config: ConfigDict) -> N
             at = optax.apply_updates(at, updates)
         ends.append(at["w"])
     np.testing.assert_array_equal(*ends)
+
+
+def test_alpha_optimizer_takes_every_field(config: ConfigDict) -> None:
+    config.alphas.update(learning_rate=0.1, b1=0.3, b2=0.8, weight_decay=0.2)
+    built = setup.build_alpha_optimizer(config)
+    alphas = jnp.asarray([1.0, -2.0])
+    # Kingma and Ba 2015, algorithm 1, with the decay added to the gradient.
+    state, at, first, second = built.init(alphas), alphas, 0.0, 0.0
+    for step, grad in enumerate((3.0, -5.0), start=1):
+        decayed = grad + 0.2 * at
+        first = 0.3 * first + 0.7 * decayed
+        second = 0.8 * second + 0.2 * decayed**2
+        wanted = at - 0.1 * (first / (1 - 0.3**step)) / (
+            jnp.sqrt(second / (1 - 0.8**step)) + 1e-8
+        )
+        updates, state = built.update(jnp.full(2, grad), state, at)
+        at = optax.apply_updates(at, updates)
+        np.testing.assert_allclose(at, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", HYPERGRADIENTS)
+def test_hypergradient_takes_its_options(
+    name: str, config: ConfigDict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setitem(
+        HYPERGRADIENTS, name, lambda *args, **options: given.update(options, name=name)
+    )
+    config.hypergradient = name
+    config.finite_difference.radius = 0.07
+    setup.build_hypergradient(config)()
+    radius = {"radius": 0.07} if name == "finite_difference" else {}
+    assert given == {"name": name, **radius}
+
+
+def test_computation_takes_every_field(config: ConfigDict) -> None:
+    config.update(precision="bfloat16")
+    config.model.update(implementation="merged", remat=True)
+    config.batch_norm.groups = 2
+    assert setup.computation(config) == {
+        "implementation": "merged",
+        "precision": "bfloat16",
+        "remat": True,
+        "norm_groups": 2,
+    }
