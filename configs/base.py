@@ -61,7 +61,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.parallel = _parallel()
     _add_retrain(config)
     _add_bookkeeping(config)
-    return config
+    return config.lock()  # a name that is not here is a mistake in a file, too
 
 
 def _dataset() -> ConfigDict:
@@ -89,7 +89,7 @@ def _dataset() -> ConfigDict:
 
 def _model() -> ConfigDict:
     model = ConfigDict()
-    model.num_nodes = 4  # intermediate nodes of a cell
+    model.num_nodes = 0  # intermediate nodes of a cell; 0: the space's own number
     model.num_cells = 8  # cells in a row; the reduction cells stand at 1/3 and 2/3
     model.channels = 16  # channels of the first cell's nodes
     model.stem_multiplier = 3  # the stem has stem_multiplier * channels channels

@@ -32,6 +32,20 @@ OUT_OF_MEMORY = (
 )
 
 
+# What the file system refuses, whatever we would do there; all else is a mistake of ours.
+OF_FILES = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command that `argv` (default: the process's arguments) names.
 
@@ -51,12 +65,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if is_out_of_memory(error):
             return _fail(OUT_OF_MEMORY)
-        if not is_disk_full(error):
-            raise
-        return _fail(
-            "no space left on the device; what was saved before is intact: free some "
-            "space and give the same command again"
-        )
+        if is_disk_full(error):
+            return _fail(
+                "no space left on the device; what was saved before is intact: free some "
+                "space and give the same command again"
+            )
+        if isinstance(error, OSError) and error.errno in OF_FILES:
+            name = error.filename or "a file cannot be written"
+            return _fail(f"{name}: {error.strerror}; what was saved before is intact")
+        raise
 
 
 def _fail(line: str) -> int:
@@ -124,12 +141,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether the error, or one that caused it, is a full disk; orbax has own words."""
+    """Whether the error, or one that caused it, is a full disk."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        if "RESOURCE_EXHAUSTED" in str(seen) and "No space left" in str(seen):
             return True
         seen = seen.__cause__ or seen.__context__
     return False

@@ -32,8 +32,8 @@ class Hypergradient(NamedTuple):
 
     value: L_valid at the point where the gradient was taken.
     alphas: its gradient, a pytree like the alphas.
-    train_aux: the loss's aux of every pass over the train batch with the network's own
-        weights, in the reference's order.
+    train_aux: the loss's aux of every pass over the train batch at the network's own
+        weights or, of a finite difference, near them, in the reference's order.
     valid_aux: the aux of the pass over the valid batch.
     own_weights: whether that pass used the network's own weights (not the virtual ones).
     """

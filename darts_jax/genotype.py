@@ -233,7 +233,7 @@ def load_genotype(argument: str) -> Genotype:
         raise UserError(
             "empty genotype; give a JSON file, a zoo name or Genotype(...) text"
         )
-    argument = argument.strip()
+    argument = os.path.expanduser(argument.strip())
     if "(" in argument or argument.startswith("|"):
         return parse_text(argument)
     if zoo.has(argument):

@@ -31,7 +31,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "evaluate": Command(
         "darts_jax.commands.evaluate",
-        "--workdir=DIR",
+        "--workdir=DIR [--config.dataset.path=DIR ...]",
         "test a retrained network again from its checkpoint",
     ),
     "report": Command(

@@ -59,7 +59,7 @@ CONDITIONS: dict[str, Condition] = {
     "dataset.workers": COUNT,
     "dataset.prefetch": COUNT,
     "dataset.test_crop": FACTOR,
-    "model.num_nodes": POSITIVE_INT,
+    "model.num_nodes": COUNT,
     "model.num_cells": POSITIVE_INT,
     "model.channels": POSITIVE_INT,
     "model.stem_multiplier": POSITIVE_INT,
@@ -99,6 +99,17 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 
+def check_fields(flat: Mapping[str, Any]) -> None:
+    """Raises UserError where fields are missing that every run reads."""
+    missing = [field for field in (*CONDITIONS, *CHOICES) if field not in flat]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise UserError(
+            f"the config has no field {', '.join(missing[:3])}{more}; start from "
+            "base.get_config() of configs/base.py"
+        )
+
+
 def check_values(flat: Mapping[str, Any]) -> None:
     """Raises UserError where a value of `{"section.field": value}` is out of range."""
     for field, condition in CONDITIONS.items():
@@ -109,6 +120,17 @@ def check_values(flat: Mapping[str, Any]) -> None:
     for field, choices in CHOICES.items():
         if field in flat and flat[field] not in choices:
             raise unknown(f"config.{field}", flat[field], choices)
+    initial, final = (
+        flat.get(f"weights.learning_rate{end}", 0.0) for end in ("", "_min")
+    )
+    if flat.get("weights.schedule") == "cosine" and final > initial:
+        raise UserError(
+            f"config.weights.learning_rate_min is {final} but must be at most "
+            f"weights.learning_rate={initial}"
+        )
+    last = flat.get("seed", 0) + flat.get("num_seeds", 1) - 1
+    if last > MAX_SEED:
+        raise UserError(f"config.num_seeds leads to seed {last}, above {MAX_SEED}")
     for primitive in flat.get("model.primitives", ()):
         if primitive not in PRIMITIVES:
             raise unknown("primitive in config.model.primitives", primitive, PRIMITIVES)

@@ -21,7 +21,12 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from ml_collections.config_flags import config_flags
 
 from darts_jax.commands import flags as command_flags
-from darts_jax.commands.checks import check_names, check_precision, check_values
+from darts_jax.commands.checks import (
+    check_fields,
+    check_names,
+    check_precision,
+    check_values,
+)
 from darts_jax.errors import UserError, unknown
 from darts_jax.training.records import flatten
 
@@ -69,12 +74,13 @@ def load(
         raise UserError(
             f"{command} needs a config: --config=configs/{command}_digits.py"
         )
-    path, _, arg = str(source).partition(":")
+    path, _, arg = os.path.expanduser(str(source)).partition(":")
     given = arguments.flags["workdir"]
     config = load_file(Path(path), arg)
     apply_overrides(config, arguments.overrides)
     resolve_preset(config)
     flat = flatten(config.to_dict())
+    check_fields(flat)
     check_values(flat)
     check_names(flat)
     if command == "retrain" and not flat.get("genotype"):

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from darts_jax.commands import flags as command_flags
-from darts_jax.errors import UserError
+from darts_jax.commands.checks import check_values
+from darts_jax.commands.configuration import apply_overrides
+from darts_jax.errors import UserError, unknown
+from darts_jax.training.records import flatten
 
 # Fields that runs of earlier versions do not have, at the value that they had in effect.
 EARLIER = {
@@ -29,23 +32,39 @@ EARLIER = {
 }
 
 
+# What may be otherwise than in the run: where the data lie, and how they are read.
+OTHERWISE = (
+    "batch_size",
+    "dataset.path",
+    "dataset.data_dir",
+    "dataset.workers",
+    "dataset.prefetch",
+)
+
+
 def main(argv: Sequence[str]) -> int:
     """Tests the latest checkpoint of a retraining; returns the exit status."""
-    known = {"workdir": None}
-    workdir = command_flags.parse(argv, known, overrides=False).flags["workdir"]
+    arguments = command_flags.parse(argv, {"workdir": None}, overrides=True)
+    workdir = arguments.flags["workdir"]
     if not workdir:
         raise UserError("evaluate needs --workdir=DIR, the directory of a retraining")
     from darts_jax.training.retrain import evaluate_run
     from darts_jax.training.run_directory import read_run
 
-    path = Path(str(workdir))
+    for field in arguments.overrides:
+        if field not in OTHERWISE:
+            raise unknown("config field of an evaluation", field, OTHERWISE)
+    path = Path(str(workdir)).expanduser()
     single = (path / "config.json").is_file()
     seeds = [] if single else sorted(path.glob("seed*/config.json"))
     for run in [config.parent for config in seeds] or [path]:
         command, config = read_run(run)
         if command != "retrain":
             raise UserError(f"{run} holds a {command} run; evaluate tests retrainings")
-        metrics = evaluate_run(run, FrozenConfigDict(completed(config)))
+        changed = ConfigDict(completed(config))
+        apply_overrides(changed, arguments.overrides)
+        check_values(flatten(changed.to_dict()))
+        metrics = evaluate_run(run, FrozenConfigDict(changed))
         name = f"{run.name}: " if seeds else ""
         print(
             f"{name}step {metrics['step']} (epoch {metrics['epoch']}): "

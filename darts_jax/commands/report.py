@@ -15,8 +15,8 @@ def main(argv: list[str]) -> int:
 
     output = arguments.flags["output"]
     summary = write_report(
-        [Path(run) for run in arguments.positional],
-        Path(str(output)) if output else None,
+        [Path(run).expanduser() for run in arguments.positional],
+        Path(str(output)).expanduser() if output else None,
     )
     print("\n".join(summary_lines(summary)))
     return 0

@@ -95,15 +95,18 @@ def augment(
     """CIFAR's augmentation: random crop, flip, normalise, cutout (0: none).
 
     Order and meaning as in quark0/darts, cnn/utils.py. uint8 `[B, H, W, C]` in, float32 out.
-    Raises `UserError` when the padding is not smaller than the image.
+    Raises `UserError` when the padding is not smaller than the image, or the cutout larger.
     """
     if not 0 <= crop_padding < min(images.shape[1:3]):
         raise UserError(
             f"augmentation.crop_padding={crop_padding} must be >= 0 and smaller than the "
             f"image of {images.shape[1]}x{images.shape[2]}"
         )
-    if cutout < 0:
-        raise UserError(f"augmentation.cutout must be >= 0, got {cutout}")
+    if not 0 <= cutout <= max(images.shape[1:3]):
+        raise UserError(
+            f"augmentation.cutout={cutout} must be >= 0 and no larger than the image of "
+            f"{images.shape[1]}x{images.shape[2]}"
+        )
     crop_key, flip_key, cutout_key = jax.random.split(key, 3)
     images = random_crop(crop_key, images, crop_padding)
     if flip:

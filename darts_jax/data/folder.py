@@ -12,6 +12,7 @@ and `limit` cut off, holds each class in proportion, whatever the file names are
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -145,6 +146,11 @@ def _classes(parent: Path) -> tuple[str, ...]:
             f"{parent} holds {len(names)} class folders {names}: at least 2 are needed, "
             "each with the images of one class"
         )
+    for name in names:
+        # Prepared sets list one name a line, in UTF-8; bytes that are not are surrogates.
+        text = name.encode(errors="ignore").decode()
+        if text != name or text.splitlines() != [name] or not text.strip():
+            raise UserError(f"rename the class folder {name!r} in {parent}")
     return tuple(names)
 
 
@@ -182,6 +188,10 @@ def _walk(root: Path, folder: Path, label: int) -> Iterator[_File]:
             # Strings, not Path objects: 60,000 files are listed at every start.
             path = os.path.join(place, name)
             status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):
+                raise UserError(
+                    f"{path} is no file: an image or a link to one is needed"
+                )
             relative = f"{prefix}/{name}"
             yield _File(relative, label, status.st_size, status.st_mtime_ns)
 

@@ -1,6 +1,7 @@
 """Reading image files of any size and mode as arrays of one size."""
 
 import math
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,9 +22,12 @@ def _opened(file: Path | BinaryIO, name: str) -> Iterator[Image.Image]:
     try:
         with Image.open(file) as image:
             yield image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (
+        *(OSError, SyntaxError, ValueError, TypeError, struct.error, EOFError),
+        Image.DecompressionBombError,
+    ) as error:
         # UnidentifiedImageError and "image file is truncated" are OSErrors; a broken PNG
-        # chunk is a SyntaxError.
+        # chunk is a SyntaxError, a broken TIFF may be anything.
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UserError(
             f"cannot read image {name} ({reason}): repair or remove it"

@@ -19,7 +19,6 @@ from darts_jax.models import depthwise
 from darts_jax.models.normalise import EPSILON, batch_norm, exact, wide
 
 ZEROS, ONES = nn.initializers.zeros, nn.initializers.ones
-IMAGE_AXES = (-3, -2, -1)  # batch, height, width
 KEPT = 0.9  # the share of a running statistic that one pass keeps
 
 

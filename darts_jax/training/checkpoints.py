@@ -11,6 +11,7 @@ a folder that the next save sweeps away.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -43,7 +44,7 @@ def save(directory: Path, step: int, tree: Any, *, keep: int) -> None:
     tree: any pytree of arrays; PRNG keys and optimizer states among them.
 
     Raises:
-        OSError or ValueError of a full or failing disk; earlier checkpoints stay whole.
+        OSError: the disk is full or fails; earlier checkpoints stay whole.
     """
     directory = directory.absolute()
     directory.mkdir(parents=True, exist_ok=True)
@@ -51,9 +52,16 @@ def save(directory: Path, step: int, tree: Any, *, keep: int) -> None:
     unfinished = directory / f"{UNFINISHED}{step}"
     try:
         _write(unfinished, step, unpack(tree))
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)
-        raise
+        if isinstance(error, OSError) or not isinstance(error, Exception):
+            raise
+        # Orbax and tensorstore raise what they like, at length.
+        reason = " ".join(str(error).split())
+        full = "No space left" in reason
+        raise OSError(
+            errno.ENOSPC if full else errno.EIO, f"{reason:.120}", str(directory)
+        ) from error
     final = directory / f"{step:010d}"
     for later in [s for s in saved_steps(directory) if s >= step]:
         # A run stands before a checkpoint on disk only where that one was unreadable.
@@ -168,7 +176,9 @@ def _read_manifest(folder: Path) -> list[dict[str, Any]]:
         leaves, version = manifest["leaves"], manifest["format"]
         for leaf in leaves:
             _ = leaf["path"], tuple(leaf["shape"]), leaf["dtype"], leaf["sha256"]
-            np.dtype(leaf["stored_dtype"]), leaf["prng"]
+            np.dtype(leaf["stored_dtype"]), tuple(leaf["stored_shape"])
+            if leaf["prng"]:
+                jax.random.key(0, impl=leaf["prng"])  # a ValueError where there is none
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"its manifest is unreadable ({error!r:.80})") from error
     if version != FORMAT:

@@ -5,8 +5,9 @@ the checkpoint, so a run that was stopped between any two steps goes on bit for 
 """
 
 import math
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -122,9 +123,14 @@ def _run(
             _check_finite(means, epoch, runs)
             seconds = time.perf_counter() - started
             members = plan.layout.members(state)
-            for run, member, its in zip(runs, members, means, strict=True):
-                row = {"epoch": epoch, "step": done} | its
-                row |= plan.end_epoch(run, member, epoch, its)
+            rows = [
+                {"epoch": epoch, "step": done}
+                | its
+                | plan.end_epoch(run, member, epoch, its)
+                for run, member, its in zip(runs, members, means, strict=True)
+            ]
+            _check_finite(rows, epoch, runs)
+            for run, row in zip(runs, rows, strict=True):
                 _write(run, row, seconds, (steps - first) * plan.images_per_step)
             sums = initial_sums(plan)
             stop = _stops(
@@ -143,6 +149,9 @@ def _latest(plan: Plan, state: Any, runs: Sequence[RunDirectory]) -> tuple[Any, 
     sums = initial_sums(plan)
     steps = shared_steps(runs)
     if not steps:
+        for run in runs:
+            if run.resumed and run.leads:
+                print(f"no checkpoint in {run.path}: from the start", file=sys.stderr)
         return state, sums
     # Stacks have a first axis that a single run's checkpoint does not.
     cut = 1 if plan.layout.seeds else 0
@@ -239,11 +248,11 @@ def _write(run: RunDirectory, row: dict[str, Any], seconds: float, images: int) 
 
 
 def _check_finite(
-    means: list[dict[str, float]], epoch: int, runs: Sequence[RunDirectory]
+    rows: Sequence[Mapping[str, Any]], epoch: int, runs: Sequence[RunDirectory]
 ) -> None:
-    for run, its in zip(runs, means, strict=True):
+    for run, its in zip(runs, rows, strict=True):
         for name, value in its.items():
-            if math.isfinite(value):
+            if not isinstance(value, float) or math.isfinite(value):
                 continue
             last = checkpoints.latest_step(run.checkpoints)
             kept = "none was saved yet" if last is None else f"step {last} is kept"

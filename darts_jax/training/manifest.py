@@ -35,14 +35,18 @@ def describe(command: str, argv: Sequence[str], seed: int) -> dict[str, Any]:
         "cpu": cpu_model(),
         "cores": available_cores(),
         "memory_bytes": memory_bytes(),
-        # Without them sums are taken in another order: other bits.
-        "kernels": None if compiled.why_not() else compiled.digest(),
+        "kernels": kernels(),
     }
 
 
 def now() -> str:
     """Returns the time in UTC as ISO 8601, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def kernels() -> str | None:
+    """Returns the digest of the kernels in use; without any sums have another order."""
+    return None if compiled.why_not() else compiled.digest()
 
 
 def versions() -> dict[str, str]:

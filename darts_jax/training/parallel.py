@@ -140,7 +140,16 @@ def make_layout(config: Any, seeds: int = 0) -> Layout:
 
 def one_device() -> Layout:
     """Returns the layout of one run on the first device."""
-    grid = np.array(jax.devices()[:1]).reshape(1, 1)
+    return _of_one_run(jax.devices()[:1])
+
+
+def every_device() -> Layout:
+    """Returns the layout of an evaluation, which fills its batches up to any number."""
+    return _of_one_run(jax.local_devices())
+
+
+def _of_one_run(devices: list[Any]) -> Layout:
+    grid = np.array(devices).reshape(1, -1)
     return Layout(Mesh(grid, (SEED, DATA), axis_types=AUTO))
 
 

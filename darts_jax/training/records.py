@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,19 +40,25 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Returns the whole rows before the first torn one; none where there is no file."""
+    """Returns the whole rows; none where there is no file. A torn one is passed over."""
+    return _parsed(path.read_bytes())[0] if path.is_file() else []
+
+
+def _parsed(content: bytes) -> tuple[list[dict[str, Any]], int]:
+    """Returns the whole rows, and how many lines before the last one hold none."""
     rows: list[dict[str, Any]] = []
-    if not path.is_file():
-        return rows
-    for line in path.read_bytes().splitlines(keepends=True):
+    lines = content.splitlines(keepends=True)
+    torn = 0
+    for line in lines:
         row = None
         if line.endswith(b"\n"):
             with contextlib.suppress(ValueError):
                 row = json.loads(line)
-        if not isinstance(row, dict):
-            break
-        rows.append(row)
-    return rows
+        if isinstance(row, dict):
+            rows.append(row)
+        elif line is not lines[-1]:
+            torn += 1
+    return rows, torn
 
 
 def rows_until(path: Path, epoch: int) -> list[dict[str, Any]]:
@@ -60,13 +67,25 @@ def rows_until(path: Path, epoch: int) -> list[dict[str, Any]]:
 
 
 def truncate_rows(path: Path, epoch: int) -> list[dict[str, Any]]:
-    """Drops torn rows and those of later epochs than `epoch`; returns what is left."""
+    """Drops torn rows and those of later epochs than `epoch`; returns what is left.
+
+    A kill tears the last row only. Where others are, someone else wrote here: what was there
+    is kept beside it, and a line on stderr says so.
+    """
     if not path.is_file():
         return []
-    rows = rows_until(path, epoch)
+    content, rows = path.read_bytes(), rows_until(path, epoch)
     text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
-    if text.encode() != path.read_bytes():
-        write_atomic(path, text)
+    if text.encode() == content:
+        return rows
+    if torn := _parsed(content)[1]:
+        kept = path.with_name(f"{path.name}.damaged")
+        kept.write_bytes(content)
+        print(
+            f"warning: {path.name}: {torn} damaged rows left out; {kept} has them",
+            file=sys.stderr,
+        )
+    write_atomic(path, text)
     return rows
 
 

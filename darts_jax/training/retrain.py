@@ -26,6 +26,7 @@ from darts_jax.training.interrupt import Interrupt
 from darts_jax.training.parallel import (
     Layout,
     compile_steps,
+    every_device,
     make_layout,
     process,
     steps_at_once,
@@ -36,7 +37,8 @@ from darts_jax.training.retrain_step import (
     initial_retrain_state,
     make_retrain_step,
 )
-from darts_jax.training.run_directory import RunDirectory
+from darts_jax.training.run_directory import RunDirectory, read_manifest
+from darts_jax.training.same_run import check_same_data, fingerprint
 from darts_jax.training.seeds import groups, trains_together
 from darts_jax.types import Batch, Model, RetrainState
 
@@ -68,16 +70,20 @@ class Retraining(NamedTuple):
 
 
 def build(
-    config: Any, genotype: Genotype, dataset: Dataset, seeds: int = 0
+    config: Any,
+    genotype: Genotype,
+    dataset: Dataset,
+    seeds: int = 0,
+    layout: Layout | None = None,
 ) -> Retraining:
     """Returns the retraining of `genotype` that `config` describes.
 
-    seeds: how many runs are one program; 0: one run.
+    seeds: how many runs are one program; 0: one run. layout: None: what the config asks for.
 
     Raises:
         UserError: the data or the config cannot be used.
     """
-    layout = make_layout(config, seeds)
+    layout = layout or make_layout(config, seeds)
     number = len(dataset.train_labels)
     steps = setup.steps_per_epoch(config.batch_size, number, "training")
     model = packed(
@@ -188,17 +194,32 @@ def plan_of(task: Retraining) -> loop.Plan:
 def genotype_of(runs: Sequence[RunDirectory], config: Any) -> Genotype:
     """Returns the genotype of the runs: the one that they hold, else the config's.
 
+    A run keeps what it began with: the file that its config names may be gone.
+
     Raises:
-        UserError: they hold different ones, or as `choose_genotype` does.
+        UserError: they hold different ones or another than the config names now, or as
+            `choose_genotype` does.
     """
-    stored = [run.path / "genotype.json" for run in runs]
+    stored = [run.path / "genotype.json" for run in runs if run.resumed]
     held = {load_genotype(str(path)) for path in stored if path.exists()}
     if len(held) > 1:
         raise UserError(
             f"the seeds in {runs[0].path.parent} hold different genotypes; retrain them "
             "in folders of their own"
         )
-    return held.pop() if held else choose_genotype(config)
+    if not held:
+        return choose_genotype(config)
+    genotype = held.pop()
+    try:
+        named = choose_genotype(config)
+    except UserError:
+        return genotype
+    if named != genotype:
+        raise UserError(
+            f"{runs[0].path} was started with another genotype than "
+            f"{config.genotype:.80} is now; name another --workdir"
+        )
+    return genotype
 
 
 def retrain(
@@ -212,10 +233,12 @@ def retrain(
     Raises:
         UserError: the genotype, data or config cannot be used, or training diverges.
     """
+    genotype = genotype_of(runs, config)
     if all(run.result is not None for run in runs):
         return [run.result or {} for run in runs]
-    genotype = genotype_of(runs, config)
     dataset, task = setup.read_dataset(config), None
+    for run in runs:
+        run.bind_data(fingerprint(dataset, test=True))
     together = trains_together(config, len(runs), dataset.streamed)
     for group in groups(runs, together):
         if task is None or together:
@@ -237,16 +260,21 @@ def finish(
     task: Retraining, run: RunDirectory, state: RetrainState, genotype: Genotype
 ) -> None:
     """Writes the result of a run whose last epoch is done."""
-    metrics = run.rows("metrics")[-1]
+    tested = {"epoch": task.config.num_epochs - 1}
+    for row in run.rows("metrics"):
+        if row.get("epoch") == tested["epoch"]:
+            tested |= row
+    if "test_accuracy" not in tested:  # the row was lost after the last checkpoint
+        tested |= tester(task)(state)
     image_shape = task.dataset.train_images.shape[1:]
     result = {
         "command": "retrain",
         "genotype": genotype.to_json(),
         "genotype_name": task.config.genotype,
-        **{name: metrics[name] for name in metrics if name.startswith("test_")},
+        **{name: tested[name] for name in tested if name.startswith("test_")},
         "parameters": count_parameters(state.weights),
         "multiply_adds": count_multiply_adds(task.model, image_shape),
-        "seconds": sum(row["seconds"] for row in run.rows("timing")),
+        "seconds": sum(row.get("seconds", 0.0) for row in run.rows("timing")),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     run.write_json("result.json", result)
@@ -275,11 +303,19 @@ def tester(task: Retraining) -> Callable[[RetrainState], dict[str, float]]:
 def evaluate_run(run_path: Path, config: Any) -> dict[str, Any]:
     """Returns the test metrics of the latest checkpoint of a retraining, and its step.
 
+    config: the run's; batch size and the data's place may be others.
+
     Raises:
-        UserError: there is no checkpoint, or it is damaged.
+        UserError: there is no checkpoint, or it is damaged, or the data are others.
     """
-    genotype = load_genotype(str(run_path / "genotype.json"))
-    task = build(config, genotype, setup.read_dataset(config))
+    genotype, dataset = (
+        load_genotype(str(run_path / "genotype.json")),
+        setup.read_dataset(config),
+    )
+    recorded = read_manifest(run_path).get("data")
+    if recorded is not None:
+        check_same_data(run_path, recorded, fingerprint(dataset, test=True))
+    task = build(config, genotype, dataset, layout=every_device())
     like = jax.eval_shape(
         partial(initial_retrain_state, task.model, task.optimizer), jax.random.key(0)
     )

@@ -22,7 +22,7 @@ import numpy as np
 
 from darts_jax.errors import UserError
 from darts_jax.training import manifest, records
-from darts_jax.training.same_run import check_same
+from darts_jax.training.same_run import LOCAL_FIELDS, check_same, check_same_data
 
 ROWS = ("metrics", "genotypes", "timing")
 LOCK = "lock"
@@ -68,7 +68,27 @@ class RunDirectory:
     def result(self) -> dict[str, Any] | None:
         """The content of result.json: None while the run is not complete."""
         path = self.path / "result.json"
-        return _read_object(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        result = _read_object(path)
+        if "command" not in result:
+            raise UserError(
+                f"{path} is no result of a run; remove it, and the same command makes it "
+                "anew from the last checkpoint"
+            )
+        return result
+
+    def bind_data(self, found: Mapping[str, Any]) -> None:
+        """Records the fingerprint of a new run's data, and compares a resumed one's.
+
+        Raises:
+            UserError: the run was started on other data.
+        """
+        made = read_manifest(self.path)
+        if self.resumed and "data" in made:
+            check_same_data(self.path, made["data"], found)
+        else:  # new, or of a version that did not record it
+            self.write_json("manifest.json", made | {"data": found})
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes `value` to the file `name` of the run, atomically."""
@@ -159,7 +179,7 @@ def open_run(
     resolved = records.plain(config)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        _check_is_run_or_empty(path)
+        _check_is_run_or_empty(path, command)
         lock = _take_lock(path)
     except OSError as error:
         if error.errno == errno.ENOSPC:
@@ -168,11 +188,9 @@ def open_run(
         raise UserError(f"cannot use run directory {workdir}: {reason}") from error
     try:
         run = RunDirectory(path, resolved, lock)
-        if (path / "config.json").is_file() and _has_progress(path):
+        if _has_progress(path):
             _resume(run, command, argv)
-        else:
-            # What a run leaves that failed before its first epoch binds nobody.
-            (path / "genotype.json").unlink(missing_ok=True)
+        else:  # what a run leaves that failed before its first epoch binds nobody
             seed = int(resolved.get("seed", 0))
             run.write_json("manifest.json", manifest.describe(command, argv, seed))
             run.write_json("config.json", resolved)  # last: it makes the folder a run
@@ -191,7 +209,8 @@ def follow_run(workdir: Path, command: str, config: Mapping[str, Any]) -> RunDir
     path = Path(workdir).absolute()
     made_by, recorded = read_run(path)
     run = RunDirectory(path, records.plain(config), None)
-    check_same(run.path, (made_by, recorded), (command, run.config))
+    # All processes together decide when to log and to save, and wait for each other then.
+    check_same(run.path, (made_by, recorded), (command, run.config), LOCAL_FIELDS)
     run.resumed = _has_progress(path)
     return run
 
@@ -206,17 +225,26 @@ def read_run(workdir: Path) -> tuple[str, dict[str, Any]]:
     for name in ("config.json", "manifest.json"):
         if not (path / name).is_file():
             raise UserError(f"no run in {str(workdir)!r}: it has no {name}")
-    config, made = (
-        _read_object(path / "config.json"),
-        _read_object(path / "manifest.json"),
-    )
-    return str(made.get("command")), config
+    return str(read_manifest(path).get("command")), _read_object(path / "config.json")
 
 
-def _check_is_run_or_empty(path: Path) -> None:
-    if (path / "config.json").is_file():
-        return
-    ours = {LOCK, "manifest.json"}  # what a process killed at the start leaves
+def read_manifest(workdir: Path) -> dict[str, Any]:
+    """Returns the manifest of the run in `workdir`; raises UserError if unreadable."""
+    return _read_object(Path(workdir) / "manifest.json")
+
+
+def _check_is_run_or_empty(path: Path, command: str) -> None:
+    """Raises UserError for a folder with files that no run of ours has left there."""
+    made_by = None
+    if (path / "manifest.json").is_file():
+        made_by = read_manifest(path).get("command")
+    ours = {LOCK, "checkpoints", "tensorboard"}
+    if made_by in ("search", "retrain"):
+        if (path / "config.json").is_file() and _has_progress(path):
+            return
+        ours |= {"manifest.json", "config.json"}
+    if made_by == command == "retrain":
+        ours.add("genotype.json")  # it has one before its first epoch
     others = sorted(
         p.name
         for p in path.iterdir()
@@ -258,14 +286,15 @@ def _resume(run: RunDirectory, command: str, argv: Sequence[str]) -> None:
     check_same(run.path, (made_by, recorded), (command, run.config))
     if recorded != run.config:
         run.write_json("config.json", run.config)
-    made = _read_object(run.path / "manifest.json")
+    made = read_manifest(run.path)
     restart = {
         "started": manifest.now(),
         "argv": list(argv),
         "versions": manifest.versions(),
+        "kernels": manifest.kernels(),
         **manifest.source_commit(),
     }
-    made["restarts"] = [*made.get("restarts", []), restart]
+    made["restarts"] = [*(made.get("restarts") or []), restart]
     run.write_json("manifest.json", made)
     run.resumed = True
 

@@ -29,6 +29,7 @@ from darts_jax.training.parallel import (
 )
 from darts_jax.training.randomness import AUGMENT_TRAIN, AUGMENT_VALID, step_key
 from darts_jax.training.run_directory import RunDirectory
+from darts_jax.training.same_run import fingerprint
 from darts_jax.training.search_step import (
     Optimizers,
     SearchStep,
@@ -278,6 +279,8 @@ def search(
     if all(run.result is not None for run in runs):
         return [run.result or {} for run in runs]
     dataset, task = setup.read_dataset(config), None
+    for run in runs:
+        run.bind_data(fingerprint(dataset, test=False))
     together = trains_together(config, len(runs), dataset.streamed)
     for group in groups(runs, together):
         if task is None or together:
@@ -302,7 +305,7 @@ def finish(task: Search, run: RunDirectory, state: SearchState) -> None:
         "genotype": genotype.to_json(),
         "valid_accuracy": task.infer(state)["accuracy"],
         "parameters": count_parameters(state.weights),
-        "seconds": sum(row["seconds"] for row in run.rows("timing")),
+        "seconds": sum(row.get("seconds", 0.0) for row in run.rows("timing")),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     run.write_json("result.json", result)

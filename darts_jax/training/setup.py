@@ -78,7 +78,7 @@ def build_space(config: Any) -> Space:
         UserError: as the space's builder does, or the file of edge primitives is unusable.
     """
     model, options = config.model, {}
-    if config.space != "nas_bench_201" or model.num_nodes != 3:
+    if model.num_nodes:
         options["num_nodes"] = model.num_nodes
     if model.primitives:
         options["primitives"] = tuple(model.primitives)
@@ -95,7 +95,8 @@ def build_space(config: Any) -> Space:
     except TypeError:
         given = ", ".join(sorted(options))
         raise UserError(
-            f"space {config.space!r} has its own primitives; it does not take {given}"
+            f"space {config.space!r} has its own primitives; it does not take {given}: "
+            "set config.model.primitives=() and num_nodes=0"
         ) from None
 
 

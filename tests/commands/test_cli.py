@@ -177,7 +177,6 @@ def full_disk() -> Exception:
     [
         full_disk(),
         OSError(errno.EDQUOT, "quota"),
-        ValueError("RESOURCE_EXHAUSTED: ...: No space left on device [x]"),
     ],
 )
 def test_full_disk_is_one_line(
@@ -193,6 +192,33 @@ def test_full_disk_is_one_line(
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "no space left" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            OSError(errno.EROFS, "Read-only file system", "r/checkpoints"),
+            "r/checkpoints:",
+        ),
+        (PermissionError(errno.EPERM, "Operation not permitted", "m"), "m: Operation"),
+        (OSError(errno.EFBIG, "File too large"), "cannot be written: File too large"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 300), "name too long"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_one_line(
+    error: OSError,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(argv: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr(sys.modules[COMMANDS["search"].module], "main", fail)
+    assert main(["search"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and words in err
 
 
 def test_other_failures_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

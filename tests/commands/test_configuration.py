@@ -79,6 +79,49 @@ def test_overrides_have_their_fields_types() -> None:
     assert config.seed == 5
 
 
+FORK = """
+import base
+
+def get_config():
+    config = base.get_config()
+    {line}
+    return config
+"""
+
+
+def _fork(tmp_path: Path, line: str) -> Path:
+    shutil.copy(CONFIGS / "base.py", tmp_path)
+    path = tmp_path / "fork.py"
+    path.write_text(FORK.format(line=line))
+    return path
+
+
+def test_a_misspelt_field_of_a_file_is_named(tmp_path: Path) -> None:
+    assert load_file(_fork(tmp_path, "config.model.channels = 4")).model.channels == 4
+    for line in ("config.model.chanels = 4", "config.hypergradiant = 'unrolled'"):
+        with pytest.raises(
+            UserError, match=r"fork.py, line 6: .*Did you mean"
+        ) as error:
+            load_file(_fork(tmp_path, line))
+        assert "\n" not in str(error.value)
+
+
+def test_a_config_without_the_fields_of_base(tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n    return ConfigDict({'seed': 1})\n"
+    )
+    with pytest.raises(UserError, match=r"no field .* start from base.get_config"):
+        load([f"--config={path}", "--workdir=r"], "search")
+
+
+def test_the_last_seed_is_within_bounds() -> None:
+    load_search("--config.seed=2147483646", "--config.num_seeds=2")
+    with pytest.raises(UserError, match="leads to seed 2147483648"):
+        load_search("--config.seed=2147483647", "--config.num_seeds=2")
+
+
 def test_a_finite_difference_needs_more_than_bfloat16() -> None:
     choice = "--config.hypergradient=finite_difference"
     with pytest.raises(UserError, match="choose hypergradient='unrolled'"):

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from darts_jax.__main__ import main
-from darts_jax.genotype import Genotype, load
-from darts_jax.spaces import SPACES, check_genotype
+from darts_jax.genotype import Genotype, load, save
+from darts_jax.spaces import SPACES, check_genotype, random_genotype
 from darts_jax.training import retrain as retraining
 from darts_jax.training import search as searching
 from darts_jax.training import setup
@@ -319,6 +319,84 @@ def test_unusable_genotype(
     status, out, err = run("retrain_digits:tiny", tmp_path / "run", *options)
     assert (status, out) == (2, "")
     assert err.count("\n") == 1 and message in err
+
+
+def _write_images(root: Path, number: int) -> None:
+    rng = np.random.default_rng(number)
+    for name in ("cat", "dog"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for i in range(number):
+            pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{number}_{i}.png")
+
+
+def test_data_that_moved_and_data_that_changed(
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("DARTS_JAX_DATA", str(tmp_path / "prepared"))
+    images, moved, workdir = (tmp_path / name for name in ("images", "moved", "r"))
+    _write_images(images, 12)
+    own = ("--config.dataset.name=folder", "--config.dataset.limit=0")
+    own += ("--config.dataset.test_limit=0", "--config.genotype=random")
+    options = (*SMALL, *own, "--config.num_epochs=1")
+    there = f"--config.dataset.path={images}"
+    assert run("retrain_digits:tiny", workdir, *options, there)[0] == 0
+    accuracy = f"test accuracy {read(workdir, 'result.json')['test_accuracy']:.4f}"
+
+    images.rename(moved)
+    # As another machine would: with other devices than the run was made on.
+    config = read(workdir, "config.json")
+    config["parallel"]["devices"] = 8
+    (workdir / "config.json").write_text(json.dumps(config))
+    assert main(["evaluate", f"--workdir={workdir}"]) == 2
+    assert "does not exist" in capsys.readouterr().err
+    given = f"--config.dataset.path={moved}"
+    assert main(["evaluate", f"--workdir={workdir}", given]) == 0
+    assert accuracy in capsys.readouterr().out
+    assert main(["evaluate", f"--workdir={workdir}", "--config.seed=3"]) == 2
+    assert "config field of an evaluation 'seed'" in capsys.readouterr().err
+
+    _write_images(moved, 5)
+    assert main(["evaluate", f"--workdir={workdir}", given]) == 2
+    assert "was started on other data" in capsys.readouterr().err
+    (workdir / "result.json").unlink()
+    status, _, err = run("retrain_digits:tiny", workdir, *options, given)
+    assert status == 2 and "training images" in err and err.count("\n") == 1
+
+
+def test_another_genotype_under_the_same_name_is_refused(
+    run: Run, tmp_path: Path
+) -> None:
+    named = tmp_path / "best.json"
+    options = (*SMALL, f"--config.genotype={named}", "--config.num_epochs=1")
+    space = SPACES["darts"](num_nodes=1)
+    first, second = (
+        random_genotype(space, np.random.default_rng(seed)) for seed in (0, 1)
+    )
+    assert first != second
+    save(first, named)
+    status, out, _ = run("retrain_digits:tiny", tmp_path / "r", *options)
+    assert status == 0
+    save(second, named)
+    status, _, err = run("retrain_digits:tiny", tmp_path / "r", *options)
+    assert status == 2 and "was started with another genotype" in err
+    named.unlink()
+    assert run("retrain_digits:tiny", tmp_path / "r", *options)[:2] == (0, out)
+
+
+def test_what_was_lost_of_a_complete_run_is_made_again(
+    run: Run, tmp_path: Path
+) -> None:
+    options = (*SMALL, "--config.genotype=random", "--config.num_epochs=1")
+    status, out, _ = run("retrain_digits:tiny", tmp_path, *options)
+    for name in ("result.json", "metrics.jsonl", "timing.jsonl"):
+        (tmp_path / name).unlink()
+    assert (
+        run("retrain_digits:tiny", tmp_path, *options)[:2] == (status, out) == (0, out)
+    )
 
 
 def test_nothing_to_evaluate(

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -205,9 +206,24 @@ def _spoil_dangling(root: Path) -> None:
     os.symlink("/nonexistent", root / "a" / "9.png")
 
 
+def _spoil_pipe(root: Path) -> None:
+    os.mkfifo(root / "a" / "9.png")
+
+
+def _spoil_name(name: str) -> Callable[[Path], None]:
+    def spoil(root: Path) -> None:
+        os.rename(root / "a", os.path.join(root, os.fsdecode(name.encode("latin-1"))))
+
+    return spoil
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
+        (_spoil_pipe, "a/9.png is no file"),
+        (_spoil_name("x\ny"), r"rename the class folder 'x\ny'"),
+        (_spoil_name(" "), "rename the class folder ' '"),
+        (_spoil_name("x\xff"), "rename the class folder 'x\\udcff'"),
         (_spoil_missing, "does not exist"),
         (_spoil_file, "is not a folder"),
         (_spoil_empty_class, "holds no images"),

@@ -18,7 +18,10 @@ CHANNELS = 4
 SHARED = {"none", "max_pool_3x3", "avg_pool_3x3"}  # one value for all edges
 ONE_EDGE = {"conv_7x1_1x7"}
 STACKED = sorted(set(OPERATIONS) - ONE_EDGE - {"noise"})
-RECTIFIED = sorted(set(OPERATIONS) - SHARED - {"noise"})
+RECTIFIED = (
+    *("skip_connect", "sep_conv_3x3", "sep_conv_5x5", "sep_conv_7x7", "dil_conv_3x3"),
+    *("dil_conv_5x5", "conv_7x1_1x7", "nor_conv_1x1", "nor_conv_3x3"),
+)
 
 
 def _operation(name: str, stride: int, edges: int, *, affine: bool = True, **extra):

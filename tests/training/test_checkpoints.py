@@ -1,5 +1,6 @@
 """Checkpoints: exact round trip, damage found, kills and full disks survived."""
 
+import errno
 import json
 import os
 import signal
@@ -145,8 +146,27 @@ def raise_format(directory: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 99}))
 
 
+def forget_shape(directory: Path) -> None:
+    path = directory / "0000000002" / "manifest.json"
+    path.write_text(path.read_text().replace("stored_shape", "stored_shapf"))
+
+
+def other_prng(directory: Path) -> None:
+    path = directory / "0000000002" / "manifest.json"
+    path.write_text(path.read_text().replace('"prng": ""', '"prng": "threefry2x30"'))
+
+
 @pytest.mark.parametrize(
-    "damage", [flip_byte, truncate, tear_manifest, remove_leaf, raise_format]
+    "damage",
+    [
+        flip_byte,
+        truncate,
+        tear_manifest,
+        remove_leaf,
+        raise_format,
+        forget_shape,
+        other_prng,
+    ],
 )
 def test_damage_falls_back_to_the_older(
     damage: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -198,8 +218,9 @@ def test_failed_save_keeps_the_previous(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "_write", fail)
-        with pytest.raises(ValueError, match="RESOURCE_EXHAUSTED"):
+        with pytest.raises(OSError, match="RESOURCE_EXHAUSTED") as error:
             checkpoints.save(tmp_path, 2, {"x": jnp.zeros(3)}, keep=1)
+        assert error.value.errno == errno.ENOSPC
     restored, step = checkpoints.restore(tmp_path, {"x": jnp.zeros(3)})
     assert (step, restored["x"].tolist()) == (1, [1, 1, 1])
     assert [p.name for p in tmp_path.iterdir()] == ["0000000001"]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -258,6 +259,28 @@ def test_divergence_is_one_line_and_keeps_the_last_checkpoint(
 def test_divergence_before_any_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="none was saved yet"):
         run(tmp_path, make_plan(nan_at=0))
+
+
+def test_divergence_that_only_a_test_shows(tmp_path: Path) -> None:
+    """The mean loss is that before the last step's update."""
+
+    def end_epoch(run: Any, state: Any, epoch: int, means: Any) -> dict[str, float]:
+        return {"test_loss": float("nan") if epoch == 2 else 1.0}
+
+    plan = make_plan()._replace(end_epoch=end_epoch)
+    with pytest.raises(UserError, match=r"test_loss is nan in epoch 2: .*step 8 is"):
+        run(tmp_path, plan)
+    assert len(rows(tmp_path).splitlines()) == 2
+
+
+def test_a_run_without_its_checkpoints_says_that_it_begins_again(
+    whole: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path, make_plan())
+    shutil.rmtree(tmp_path / "checkpoints")
+    state, complete = run(tmp_path, make_plan())
+    assert complete and float(state.x) == whole.x and rows(tmp_path) == whole.rows
+    assert "no checkpoint in" in capsys.readouterr().err
 
 
 def test_diverged_epoch_is_not_saved_on_a_signal(tmp_path: Path) -> None:

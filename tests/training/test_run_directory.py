@@ -10,12 +10,15 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
+from darts_jax.data import Dataset
 from darts_jax.errors import UserError
 from darts_jax.training.interrupt import Interrupt
 from darts_jax.training.records import truncate_rows, write_atomic, write_json
-from darts_jax.training.run_directory import open_run, read_run
+from darts_jax.training.run_directory import follow_run, open_run, read_run
+from darts_jax.training.same_run import fingerprint
 
 CONFIG = {"seed": 1, "progress": True, "weights": {"clip": 5.0}, "tensorboard": False}
 
@@ -105,7 +108,6 @@ def test_a_run_that_never_began_takes_another_config(tmp_path: Path) -> None:
     with open_run(tmp_path, "retrain", other, ["2"]) as run:
         assert not run.resumed
     assert read_run(tmp_path) == ("retrain", other)
-    assert not (tmp_path / "genotype.json").exists()
     assert json.loads((tmp_path / "manifest.json").read_text())["seed"] == 2
 
 
@@ -123,9 +125,83 @@ def test_folder_of_something_else_is_refused_untouched(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.parametrize("manifest", [None, {}, {"command": "bert"}])
+def test_a_config_of_something_else_is_not_overwritten(
+    manifest: dict[str, str] | None, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    if manifest is not None:
+        (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(UserError, match=r"holds other files \(config.json"):
+        open_run(tmp_path, "search", CONFIG, [])
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_files_beside_a_run_that_never_began_are_kept(tmp_path: Path) -> None:
+    open_run(tmp_path, "search", CONFIG, []).close()
+    (tmp_path / "genotype.json").write_text("of the user's own")
+    with pytest.raises(UserError, match=r"holds other files \(genotype.json\)"):
+        open_run(tmp_path, "search", CONFIG, [])
+    assert (tmp_path / "genotype.json").read_text() == "of the user's own"
+
+
+def test_other_data_are_refused_on_resume(tmp_path: Path) -> None:
+    data = {"training images": 48, "classes": ["a", "b"], "mean": [0.5]}
+    with open_run(tmp_path, "search", CONFIG, []) as run:
+        run.bind_data({**data, "training images": 40})
+    with open_run(tmp_path, "search", CONFIG, []) as run:
+        run.bind_data(data)  # nothing was trained on the others
+        run.append("metrics", {"epoch": 0, "step": 1})
+    with open_run(tmp_path, "search", CONFIG, []) as run:
+        run.bind_data(data)
+        with pytest.raises(UserError, match="other data: training images 48 -> 84"):
+            run.bind_data({**data, "training images": 84})
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["data"] == data and len(manifest["restarts"]) == 1
+
+
+def test_fingerprint_of_data() -> None:
+    labels = np.arange(4, dtype=np.int32) % 2
+    dataset = Dataset(
+        "own", np.zeros((4, 2, 2, 1), np.uint8), labels, *(np.zeros(0), labels[:0]),
+        2, ("a", "b"), (0.5,), (0.25,),
+    )  # fmt: skip
+    found = fingerprint(dataset, test=False)
+    assert json.loads(json.dumps(found)) == found
+    assert found == fingerprint(dataset._replace(test_labels=labels), test=False)
+    others = [
+        dataset._replace(train_labels=labels[::-1]),
+        dataset._replace(class_names=("a", "c")),
+        dataset._replace(mean=(0.51,)),
+        dataset._replace(train_images=np.zeros((4, 3, 2, 1), np.uint8)),
+    ]
+    assert all(fingerprint(other, test=False) != found for other in others)
+    tested = fingerprint(dataset, test=True)
+    assert fingerprint(dataset._replace(test_labels=labels), test=True) != tested
+
+
+def test_a_process_with_fields_of_its_own_is_refused(tmp_path: Path) -> None:
+    """They would log and save at other steps, and wait for each other for ever."""
+    config = {**CONFIG, "log_every_steps": 1}
+    with open_run(tmp_path, "search", config, []):
+        follow_run(tmp_path, "search", {**config, "progress": False}).close()
+        with pytest.raises(UserError, match="log_every_steps 1 -> 2"):
+            follow_run(tmp_path, "search", {**config, "log_every_steps": 2})
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "{"])
+def test_a_damaged_result_is_one_line(text: str, tmp_path: Path) -> None:
+    with open_run(tmp_path, "search", CONFIG, []) as run:
+        (tmp_path / "result.json").write_text(text)
+        with pytest.raises(UserError, match=r"result\.json") as error:
+            _ = run.result
+    assert "\n" not in str(error.value)
+
+
 def test_start_that_was_killed_starts_again(tmp_path: Path) -> None:
     (tmp_path / "lock").write_text("999\n")
-    (tmp_path / "manifest.json").write_text("{")
+    (tmp_path / "manifest.json").write_text('{"command": "search"}')
     (tmp_path / ".config.json.tmp").write_text("{")
     with open_run(tmp_path, "search", CONFIG, []) as run:
         assert not run.resumed
@@ -180,6 +256,19 @@ def test_truncation_drops_later_and_torn_rows(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.jsonl").read_bytes() == whole
     with open(tmp_path / "metrics.csv", newline="") as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1", "2", "3"]
+
+
+def test_a_damaged_row_takes_no_other_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"epoch": 0}\nX"epoch": 1}\n{"epoch": 2}\n{"epoch": 3, "l')
+    before = path.read_bytes()
+    assert truncate_rows(path, 2) == [{"epoch": 0}, {"epoch": 2}]
+    assert "metrics.jsonl: 1 damaged rows left out" in capsys.readouterr().err
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == before
+    assert truncate_rows(path, 2) == [{"epoch": 0}, {"epoch": 2}]
+    assert not capsys.readouterr().err
 
 
 def test_nothing_to_truncate_leaves_the_file_alone(tmp_path: Path) -> None:

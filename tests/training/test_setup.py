@@ -55,6 +55,9 @@ def test_dataset_takes_every_field(
         ("nas_bench_201", 3, 6, ("cell",)),
         ("nas_bench_201", 2, 3, ("cell",)),
         ("darts_s2", 2, 5, ("normal", "reduce")),
+        ("nas_bench_201", 0, 6, ("cell",)),
+        ("darts", 0, 14, ("normal", "reduce")),
+        ("tiny", 0, 5, ("normal", "reduce")),
     ],
 )
 def test_space(
@@ -63,7 +66,8 @@ def test_space(
     config.space, config.model.num_nodes = name, nodes
     config.model.primitives = ()
     space = setup.build_space(config)
-    assert (space.num_nodes, space.num_edges, space.cell_kinds) == (nodes, edges, kinds)
+    assert (space.num_edges, space.cell_kinds) == (edges, kinds)
+    assert not nodes or space.num_nodes == nodes
 
 
 def test_space_with_chosen_primitives(config: ConfigDict) -> None:
