@@ -1,7 +1,7 @@
 """What a config's values must satisfy: a table of fields and their conditions."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from darts_jax.errors import UserError, unknown
@@ -97,6 +97,45 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "alphas.order": ("alphas_first", "weights_first"),
     "batch_norm.evaluation": ("running", "batch", "batch_in_cells"),
 }
+
+
+# What one command alone reads: an override of it in the other's would do nothing.
+READ_BY: dict[str, tuple[str, ...]] = {
+    "search": (
+        "one_shot",
+        "hypergradient",
+        "finite_difference.",
+        "alphas.",
+        "dataset.train_fraction",
+        "batch_norm.evaluation",
+        "batch_norm.stem_affine",
+    ),
+    "retrain": (
+        "genotype",
+        "genotype_seed",
+        "drop_path",
+        "model.auxiliary",
+        "auxiliary_weight",
+        "label_smoothing",
+    ),
+}
+
+
+def check_overrides(command: str, fields: Iterable[str]) -> None:
+    """Raises UserError where an override names a field that the command does not read.
+
+    Values that a config file sets are not looked at: one file may serve both commands.
+    """
+    for other, own in READ_BY.items():
+        for field in fields:
+            if other != command and any(
+                field == name or (name.endswith(".") and field.startswith(name))
+                for name in own
+            ):
+                raise UserError(
+                    f"--config.{field} does nothing in a {command}: only "
+                    f"{other} reads it"
+                )
 
 
 def check_fields(flat: Mapping[str, Any]) -> None:

@@ -24,6 +24,7 @@ from darts_jax.commands import flags as command_flags
 from darts_jax.commands.checks import (
     check_fields,
     check_names,
+    check_overrides,
     check_precision,
     check_values,
 )
@@ -78,6 +79,7 @@ def load(
     given = arguments.flags["workdir"]
     config = load_file(Path(path), arg)
     apply_overrides(config, arguments.overrides)
+    check_overrides(command, arguments.overrides)
     resolve_preset(config)
     flat = flatten(config.to_dict())
     check_fields(flat)

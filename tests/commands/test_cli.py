@@ -59,7 +59,24 @@ MISTAKES = [
     (["search", DIGITS, WORKDIR, "--config.progress=x"], "expected true or false"),
     (["search", DIGITS, WORKDIR, "--config.seed=-1"], "must be from 0 to"),
     (["search", DIGITS, WORKDIR, "--config.batch_size=0"], "must be at least 1"),
-    (["search", DIGITS, WORKDIR, "--config.drop_path=1"], "at least 0 and below 1"),
+    (
+        [
+            "retrain",
+            RETRAIN,
+            WORKDIR,
+            "--config.drop_path=1",
+            "--config.genotype=random",
+        ],
+        "at least 0 and below 1",
+    ),
+    (
+        ["search", DIGITS, WORKDIR, "--config.drop_path=0.1"],
+        "--config.drop_path does nothing in a search: only retrain reads it",
+    ),
+    (
+        ["retrain", RETRAIN, WORKDIR, "--config.alphas.b1=0.1"],
+        "--config.alphas.b1 does nothing in a retrain: only search reads it",
+    ),
     (
         ["search", DIGITS, WORKDIR, "--config.weights.learning_rate=inf"],
         "must be a finite number above 0",

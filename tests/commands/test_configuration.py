@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from darts_jax.commands import configuration, flags
-from darts_jax.commands.checks import CHOICES, CONDITIONS, check_names, check_values
+from darts_jax.commands.checks import (
+    CHOICES,
+    CONDITIONS,
+    READ_BY,
+    check_names,
+    check_values,
+)
 from darts_jax.commands.configuration import PRESETS, load, load_file, resolve_preset
 from darts_jax.errors import UserError
 from darts_jax.training.records import flatten
@@ -37,7 +43,10 @@ def test_every_config_is_complete_and_valid(path: Path, arg: str) -> None:
 
 
 def test_every_check_is_of_a_field_that_exists() -> None:
-    assert {*CONDITIONS, *CHOICES} <= set(resolved(CONFIGS / "base.py"))
+    fields = set(resolved(CONFIGS / "base.py"))
+    assert {*CONDITIONS, *CHOICES} <= fields
+    for name in {name for names in READ_BY.values() for name in names}:
+        assert any(field.startswith(name) for field in fields), name
 
 
 def test_published_settings() -> None:
