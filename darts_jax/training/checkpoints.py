@@ -266,11 +266,22 @@ def _sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps orbax's log lines off the terminal: they repeat its exceptions."""
+    """Keeps orbax's log lines off the terminal: they repeat its exceptions.
+
+    After one tensorstore's threads call an event loop that is closed, and print that: they
+    are left out for good.
+    """
     logger = logging.getLogger("absl")
-    level = logger.level
+    level, report = logger.level, sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            report(unraisable)
+
     logger.setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = hook
     try:
         yield
+        sys.unraisablehook = report
     finally:
         logger.setLevel(level)
