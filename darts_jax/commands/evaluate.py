@@ -18,6 +18,7 @@ EARLIER = {
     "accumulate": 1,
     "batch_norm.groups": 1,
     "model.remat": False,
+    "model.implementation": "fused",
     "parallel.devices": 0,
     "parallel.seed_devices": 0,
     "dataset.streaming": "never",

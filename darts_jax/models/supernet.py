@@ -255,15 +255,8 @@ def make_supernet(
         module = NasBench201Skeleton(
             make_cell, num_cells, channels, num_classes, norm, stem_norm, remat
         )
+    cell_arguments = functools.partial(_cell_arguments, space)
     shape = len(space.edges), len(space.primitives)
-
-    def cell_arguments(edge_weights: EdgeWeights) -> dict[str, Any]:
-        given = {kind: jnp.shape(values) for kind, values in edge_weights.items()}
-        wanted = dict.fromkeys(space.cell_kinds, shape)
-        if given != wanted:  # indices beyond an array's end are no error to JAX
-            raise UserError(f"edge weights have the shapes {given}, not {wanted}")
-        return {"edge_weights": edge_weights}
-
     sample = {k: jnp.zeros(shape, jnp.float32) for k in space.cell_kinds}
     return as_model(
         module,
@@ -272,3 +265,13 @@ def make_supernet(
         cell_arguments,
         precision=precision,
     )
+
+
+def _cell_arguments(space: Space, edge_weights: EdgeWeights) -> dict[str, Any]:
+    """Returns what a cell is called with; raises UserError for another space's weights."""
+    given = {kind: jnp.shape(values) for kind, values in edge_weights.items()}
+    shape = len(space.edges), len(space.primitives)
+    wanted = dict.fromkeys(space.cell_kinds, shape)
+    if given != wanted:  # indices beyond an array's end are no error to JAX
+        raise UserError(f"edge weights have the shapes {given}, not {wanted}")
+    return {"edge_weights": edge_weights}

@@ -14,6 +14,7 @@ import numpy as np
 from darts_jax.models import count_multiply_adds, count_parameters
 from darts_jax.training import loop, retrain, search, setup
 from darts_jax.training.feed import StreamedFeed
+from darts_jax.training.genotype_choice import choose_genotype
 from darts_jax.training.parallel import Layout
 from darts_jax.training.seeds import trains_together
 
@@ -42,7 +43,7 @@ def estimate_search(config: Any) -> list[str]:
 
 def estimate_retraining(config: Any) -> list[str]:
     """Returns the lines of a retraining's dry run; raises UserError as it would."""
-    genotype = retrain.choose_genotype(config)
+    genotype = choose_genotype(config)
     dataset = setup.read_dataset(config)
     together = trains_together(config, config.num_seeds, dataset.streamed)
     seeds = config.num_seeds if together else 0

@@ -1,8 +1,13 @@
-"""Losses and accuracies."""
+"""Losses, accuracies, and figures of edge weights."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from darts_jax.genotype import Genotype
 
 
 def cross_entropy(
@@ -35,3 +40,15 @@ def correct_in_top(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
 def entropy(edge_weights: jax.Array) -> jax.Array:
     """Returns the mean entropy over edges in nats, `[E, O]` to `[]`; 0 log 0 is 0."""
     return -jax.scipy.special.xlogy(edge_weights, edge_weights).sum(-1).mean()
+
+
+def edge_weight_metrics(
+    edge_weights: Mapping[str, Any], genotype: Genotype
+) -> dict[str, Any]:
+    """Returns entropy and number of skip connections of every cell kind."""
+    row: dict[str, Any] = {}
+    for kind, values in edge_weights.items():
+        row[f"entropy_{kind}"] = float(entropy(jnp.asarray(values)))
+        operations = [op for node in genotype.cells[kind].nodes for op, _ in node]
+        row[f"skips_{kind}"] = operations.count("skip_connect")
+    return row

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from darts_jax.errors import UserError
+
 FIRST_COLUMNS = ("epoch", "step")
 
 
@@ -28,6 +30,17 @@ def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON with sorted keys, atomically; NaN becomes null."""
     text = json.dumps(plain(value), indent=2, sort_keys=True, allow_nan=False)
     write_atomic(path, text + "\n")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Returns the JSON object in the file; raises UserError if there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return value
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:

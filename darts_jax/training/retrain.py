@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from darts_jax.data import Dataset, Split, epoch_batches
-from darts_jax.errors import UserError
 from darts_jax.genotype import Genotype, load_genotype, save
 from darts_jax.models import (
     count_multiply_adds,
@@ -18,10 +17,10 @@ from darts_jax.models import (
     make_network,
     packed,
 )
-from darts_jax.spaces import random_genotype
 from darts_jax.training import checkpoints, loop, setup
 from darts_jax.training.evaluation import make_evaluate
 from darts_jax.training.feed import make_feed, take
+from darts_jax.training.genotype_choice import genotype_of
 from darts_jax.training.interrupt import Interrupt
 from darts_jax.training.parallel import (
     Layout,
@@ -43,18 +42,6 @@ from darts_jax.training.seeds import groups, trains_together
 from darts_jax.types import Batch, Model, RetrainState
 
 METRICS = ("train_loss", "train_accuracy")
-
-
-def choose_genotype(config: Any) -> Genotype:
-    """Returns the genotype that `config.genotype` names, or draws the random one.
-
-    Raises:
-        UserError: as `genotype.load_genotype` does.
-    """
-    if config.genotype == "random":
-        rng = np.random.default_rng(config.genotype_seed)
-        return random_genotype(setup.build_space(config), rng)
-    return load_genotype(config.genotype)
 
 
 class Retraining(NamedTuple):
@@ -189,37 +176,6 @@ def plan_of(task: Retraining) -> loop.Plan:
         layout=layout,
         at_once=at_once,
     )
-
-
-def genotype_of(runs: Sequence[RunDirectory], config: Any) -> Genotype:
-    """Returns the genotype of the runs: the one that they hold, else the config's.
-
-    A run keeps what it began with: the file that its config names may be gone.
-
-    Raises:
-        UserError: they hold different ones or another than the config names now, or as
-            `choose_genotype` does.
-    """
-    stored = [run.path / "genotype.json" for run in runs if run.resumed]
-    held = {load_genotype(str(path)) for path in stored if path.exists()}
-    if len(held) > 1:
-        raise UserError(
-            f"the seeds in {runs[0].path.parent} hold different genotypes; retrain them "
-            "in folders of their own"
-        )
-    if not held:
-        return choose_genotype(config)
-    genotype = held.pop()
-    try:
-        named = choose_genotype(config)
-    except UserError:
-        return genotype
-    if named != genotype:
-        raise UserError(
-            f"{runs[0].path} was started with another genotype than "
-            f"{config.genotype:.80} is now; name another --workdir"
-        )
-    return genotype
 
 
 def retrain(

@@ -11,7 +11,6 @@ result.json     only of a complete run  lock            held while a process wor
 
 import errno
 import fcntl
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -70,7 +69,7 @@ class RunDirectory:
         path = self.path / "result.json"
         if not path.is_file():
             return None
-        result = _read_object(path)
+        result = records.read_object(path)
         if "command" not in result:
             raise UserError(
                 f"{path} is no result of a run; remove it, and the same command makes it "
@@ -225,12 +224,14 @@ def read_run(workdir: Path) -> tuple[str, dict[str, Any]]:
     for name in ("config.json", "manifest.json"):
         if not (path / name).is_file():
             raise UserError(f"no run in {str(workdir)!r}: it has no {name}")
-    return str(read_manifest(path).get("command")), _read_object(path / "config.json")
+    return str(read_manifest(path).get("command")), records.read_object(
+        path / "config.json"
+    )
 
 
 def read_manifest(workdir: Path) -> dict[str, Any]:
     """Returns the manifest of the run in `workdir`; raises UserError if unreadable."""
-    return _read_object(Path(workdir) / "manifest.json")
+    return records.read_object(Path(workdir) / "manifest.json")
 
 
 def _check_is_run_or_empty(path: Path, command: str) -> None:
@@ -297,13 +298,3 @@ def _resume(run: RunDirectory, command: str, argv: Sequence[str]) -> None:
     made["restarts"] = [*(made.get("restarts") or []), restart]
     run.write_json("manifest.json", made)
     run.resumed = True
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds no JSON object")
-    return value

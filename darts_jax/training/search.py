@@ -1,7 +1,7 @@
 """A whole search: data, supernet, bilevel steps, a genotype an epoch, the result."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from darts_jax.data import Dataset, Split, epoch_batches, iid_batches, split
-from darts_jax.genotype import Genotype, pretty, save
+from darts_jax.genotype import pretty, save
 from darts_jax.models import count_parameters, make_supernet, packed
 from darts_jax.one_shot import ONE_SHOT, OneShot
 from darts_jax.spaces import Space
@@ -18,7 +18,7 @@ from darts_jax.training import loop, setup
 from darts_jax.training.evaluation import make_evaluate
 from darts_jax.training.feed import make_feed, take
 from darts_jax.training.interrupt import Interrupt
-from darts_jax.training.metrics import entropy
+from darts_jax.training.metrics import edge_weight_metrics
 from darts_jax.training.optimizers import Schedule
 from darts_jax.training.parallel import (
     Layout,
@@ -70,18 +70,6 @@ def data_step(
         return state, {name: sums[name] + metrics[name] for name in sums}
 
     return step
-
-
-def edge_weight_metrics(
-    edge_weights: Mapping[str, Any], genotype: Genotype
-) -> dict[str, Any]:
-    """Returns entropy and number of skip connections of every cell kind."""
-    row: dict[str, Any] = {}
-    for kind, values in edge_weights.items():
-        row[f"entropy_{kind}"] = float(entropy(jnp.asarray(values)))
-        operations = [op for node in genotype.cells[kind].nodes for op, _ in node]
-        row[f"skips_{kind}"] = operations.count("skip_connect")
-    return row
 
 
 class Search(NamedTuple):
