@@ -62,14 +62,14 @@ def _parsed(content: bytes) -> tuple[list[dict[str, Any]], int]:
     rows: list[dict[str, Any]] = []
     lines = content.splitlines(keepends=True)
     torn = 0
-    for line in lines:
+    for number, line in enumerate(lines, start=1):
         row = None
         if line.endswith(b"\n"):
             with contextlib.suppress(ValueError):
                 row = json.loads(line)
         if isinstance(row, dict):
             rows.append(row)
-        elif line is not lines[-1]:
+        elif number < len(lines):
             torn += 1
     return rows, torn
 

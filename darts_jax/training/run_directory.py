@@ -239,13 +239,18 @@ def _check_is_run_or_empty(path: Path, command: str) -> None:
     made_by = None
     if (path / "manifest.json").is_file():
         made_by = read_manifest(path).get("command")
-    ours = {LOCK, "checkpoints", "tensorboard"}
+    ours = {LOCK}
     if made_by in ("search", "retrain"):
-        if (path / "config.json").is_file() and _has_progress(path):
-            return
-        ours |= {"manifest.json", "config.json"}
-    if made_by == command == "retrain":
-        ours.add("genotype.json")  # it has one before its first epoch
+        ours.add("manifest.json")  # all that a process killed at the start leaves
+        if (path / "config.json").is_file():
+            # Before the first epoch only a retraining has a genotype of its own.
+            own = made_by == command == "retrain" or _has_progress(path)
+            if own or not (path / "genotype.json").exists():
+                return
+            raise UserError(
+                f"run directory {path} holds a genotype.json that no run has made there; "
+                "name a new or an empty folder"
+            )
     others = sorted(
         p.name
         for p in path.iterdir()

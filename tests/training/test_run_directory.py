@@ -140,8 +140,10 @@ def test_a_config_of_something_else_is_not_overwritten(
 
 def test_files_beside_a_run_that_never_began_are_kept(tmp_path: Path) -> None:
     open_run(tmp_path, "search", CONFIG, []).close()
+    (tmp_path / "log.txt").write_text("what a job wrote")
+    open_run(tmp_path, "search", CONFIG, []).close()
     (tmp_path / "genotype.json").write_text("of the user's own")
-    with pytest.raises(UserError, match=r"holds other files \(genotype.json\)"):
+    with pytest.raises(UserError, match=r"holds a genotype.json that no run"):
         open_run(tmp_path, "search", CONFIG, [])
     assert (tmp_path / "genotype.json").read_text() == "of the user's own"
 
