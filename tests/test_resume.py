@@ -46,8 +46,9 @@ class Stop(NamedTuple):
 STOPS = (
     Stop(signal.SIGKILL, 0, 0.3, -signal.SIGKILL),  # it has hardly begun
     Stop(signal.SIGKILL, 2, 0.3, -signal.SIGKILL),
-    Stop(signal.SIGTERM, 2, 0.8, 128 + signal.SIGTERM),
-    Stop(signal.SIGINT, 2, 0.6, 128 + signal.SIGINT),
+    # Early in an epoch: its last part is the test and the save, which end at its border.
+    Stop(signal.SIGTERM, 2, 0.4, 128 + signal.SIGTERM),
+    Stop(signal.SIGINT, 2, 0.3, 128 + signal.SIGINT),
 )
 
 
