@@ -35,7 +35,6 @@ EARLIER = {
 
 # What may be otherwise than in the run: where the data lie, and how they are read.
 OTHERWISE = (
-    "batch_size",
     "dataset.path",
     "dataset.data_dir",
     "dataset.workers",

@@ -259,7 +259,7 @@ def tester(task: Retraining) -> Callable[[RetrainState], dict[str, float]]:
 def evaluate_run(run_path: Path, config: Any) -> dict[str, Any]:
     """Returns the test metrics of the latest checkpoint of a retraining, and its step.
 
-    config: the run's; batch size and the data's place may be others.
+    config: the run's; the data's place may be another.
 
     Raises:
         UserError: there is no checkpoint, or it is damaged, or the data are others.
