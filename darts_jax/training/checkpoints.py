@@ -54,9 +54,9 @@ def save(directory: Path, step: int, tree: Any, *, keep: int) -> None:
         _write(unfinished, step, unpack(tree))
     except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)
-        if isinstance(error, OSError) or not isinstance(error, Exception):
+        if not isinstance(error, ValueError):
             raise
-        # Orbax and tensorstore raise what they like, at length.
+        # So tensorstore says, at length, what the file system refused.
         reason = " ".join(str(error).split())
         full = "No space left" in reason
         raise OSError(

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,25 @@ def test_doctor(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "cpu" in out
 
 
+@pytest.fixture
+def line_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[Exception], str]:
+    """`line_of(error)` is what a command that raises it prints: one line, status 2."""
+
+    def call(error: Exception) -> str:
+        def fail(argv: list[str]) -> int:
+            raise error
+
+        monkeypatch.setattr(sys.modules[COMMANDS["search"].module], "main", fail)
+        assert main(["search"]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        return err
+
+    return call
+
+
 def full_disk() -> Exception:
     try:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -198,17 +218,9 @@ def full_disk() -> Exception:
 )
 def test_full_disk_is_one_line(
     error: Exception,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    line_of: Callable[[Exception], str],
 ) -> None:
-    def fail(argv: list[str]) -> int:
-        raise error
-
-    monkeypatch.setattr(sys.modules[COMMANDS["search"].module], "main", fail)
-    assert main(["search"]) == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1
-    assert "no space left" in err
+    assert "no space left" in line_of(error)
 
 
 @pytest.mark.parametrize(
@@ -226,16 +238,9 @@ def test_full_disk_is_one_line(
 def test_a_file_that_cannot_be_written_is_one_line(
     error: OSError,
     words: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    line_of: Callable[[Exception], str],
 ) -> None:
-    def fail(argv: list[str]) -> int:
-        raise error
-
-    monkeypatch.setattr(sys.modules[COMMANDS["search"].module], "main", fail)
-    assert main(["search"]) == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1 and words in err
+    assert words in line_of(error)
 
 
 def test_other_failures_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
