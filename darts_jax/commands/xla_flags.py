@@ -2,10 +2,18 @@
 
 import os
 
-# XLA aborts the process on the supernet's matrix products otherwise: "Check failed:
-# subdim_size_accumulator == dim_size" in triton_tiling_propagation.cc, seen with jax 0.11.2 on
-# an H100. Their cuBLAS versions are used instead. CPUs and TPUs ignore the flag.
-DEFAULTS = {"xla_gpu_enable_triton_gemm": "false"}
+# Of GPUs alone; CPUs and TPUs ignore them.
+DEFAULTS = {
+    # XLA aborts the process on the supernet's matrix products otherwise: "Check failed:
+    # subdim_size_accumulator == dim_size" in triton_tiling_propagation.cc, seen with jax 0.11.2
+    # on an H100. Their cuBLAS versions are used instead.
+    "xla_gpu_enable_triton_gemm": "false",
+    # XLA gives cuBLAS a slice where it lies otherwise, with an algorithm that was chosen for
+    # aligned operands: kernels of DARTS_V2 begin at a multiple of 4 bytes in the vector of all
+    # weights (models/packing.py), and the first retraining step in bfloat16 ended with
+    # "cublasLtMatmul: the requested functionality is not supported" (as above).
+    "xla_gpu_enable_dynamic_slice_fusion": "false",
+}
 
 
 def set_defaults() -> None:
