@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from darts_jax.models import depthwise
 from darts_jax.models.layers import (
     BatchNorm,
     Conv,
@@ -137,6 +138,7 @@ def _conv(x: np.ndarray, kernel: np.ndarray, stride, padding) -> np.ndarray:
     return y
 
 
+@pytest.mark.parametrize("kernels", [True, False])
 @pytest.mark.parametrize("edges", [1, 2])
 @pytest.mark.parametrize(
     ("size", "stride", "padding"),
@@ -151,8 +153,18 @@ def _conv(x: np.ndarray, kernel: np.ndarray, stride, padding) -> np.ndarray:
     ],
 )
 def test_conv_equals_the_loop(
-    edges: int, size, stride, padding, float64: None, rng: np.random.Generator
+    kernels: bool,
+    edges: int,
+    size,
+    stride,
+    padding,
+    float64: None,
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if kernels and not depthwise.native():
+        pytest.skip("no compiler for the kernels")
+    monkeypatch.setattr(depthwise, "native", lambda: kernels)
     x = rng.normal(size=(3, 2, 7, 6))
     kernel = rng.normal(size=(edges, *size, 3, 4))
     y = Conv(4, size, stride, padding, edges).apply({"params": {"conv": kernel}}, x)
