@@ -2,12 +2,13 @@
 """Measures many choices of workload, implementation, precision and seeds side by side.
 
     python scripts/benchmark_accelerator.py --json=FILE [--size=paper] [--ready=SECONDS]
-        [--rounds=10] [--choices=NAME,...] [--profile=NAME,...]
+        [--rounds=10] [--choices=NAME,...] [--repeat=NAME,...] [--profile=NAME,...]
 
 For accelerators, where compiling a supernet takes minutes of one core and a step takes
 milliseconds: every choice is made ready in a process of its own, all at once, then their steps
-are timed in turns. What is not ready in time is left out and named. `--profile` adds the
-kernels of a step of some of them, with their times. PyTorch is measured too where it is
+are timed in turns. What is not ready in time is left out and named. `--repeat` says of some of
+them whether the same steps again, from the same state, end at the same losses to the last bit;
+`--profile` adds the kernels of a step, with their times. PyTorch is measured too where it is
 installed and sees the device.
 """
 
@@ -49,6 +50,7 @@ FLAGS: dict[str, str | bool | None] = {
     "ready": "600",
     "rounds": "10",
     "choices": "",
+    "repeat": "",
     "profile": "",
 }
 STEPS = 5  # a round: the device is not waited for between them
@@ -157,6 +159,18 @@ def timed(
     return found
 
 
+def repeated(
+    worker: Worker, size: str, choice: Choice, backend: str, rounds: int
+) -> dict[str, Any]:
+    """Runs what `timed` did from the initial state again; the losses, or {"failed": why}."""
+    try:
+        prepared(worker, size, choice, backend)
+        replies = [worker.ask("step", count=STEPS) for _ in range(rounds + 1)]
+    except WorkerError as error:
+        return {"failed": error.reason}
+    return {"train_losses": [reply["train_loss"] for reply in replies[1:]]}
+
+
 def say(line: str) -> None:
     """Prints a line at once."""
     print(line, flush=True)
@@ -205,7 +219,10 @@ def main(argv: Sequence[str]) -> int:
     """Measures, prints a table, writes the record."""
     given = flags.parse(argv, FLAGS).flags
     size, names = str(given["size"]), chosen(str(given["choices"]))
-    watched = [name for name in named(str(given["profile"])) if name in names]
+    again, watched = (
+        [name for name in named(str(given[flag])) if name in names]
+        for flag in ("repeat", "profile")
+    )
     if not given["json"]:
         raise UserError("name the record: --json=FILE")
     for flag in ("ready", "rounds"):
@@ -232,7 +249,7 @@ def main(argv: Sequence[str]) -> int:
             name: stack.enter_context(started(command_of(CHOICES[name]), environment))
             for name in names
         }
-        limit = float(str(given["ready"]))
+        limit, rounds = float(str(given["ready"])), int(str(given["rounds"]))
         choices = all_prepared(workers, size, hardware["backend"], limit)
         record["choices"] = choices
         write_json(pathlib.Path(str(given["json"])), record)
@@ -240,7 +257,7 @@ def main(argv: Sequence[str]) -> int:
         if not workers:
             say("\n".join(table(choices)))
             return 1
-        for name, figures in timed(workers, size, int(str(given["rounds"]))).items():
+        for name, figures in timed(workers, size, rounds).items():
             choices[name] |= figures
         ours = {
             name: worker
@@ -258,6 +275,14 @@ def main(argv: Sequence[str]) -> int:
             choices[name] |= {"floor_bytes": floor, "share_of_floor": share}
         write_json(pathlib.Path(str(given["json"])), record)
         say("\n".join(table(choices)))
+        for name in filter(ours.__contains__, again):
+            found = repeated(
+                ours[name], size, CHOICES[name], hardware["backend"], rounds
+            )
+            if "failed" not in found:
+                same = found["train_losses"] == choices[name]["train_losses"]
+                say(f"{name}: {'the same' if same else 'other'} losses again")
+            choices[name]["again"] = found
         for name in filter(ours.__contains__, watched):
             try:
                 choices[name]["profile"] = ours[name].ask("profile")

@@ -26,7 +26,8 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 def test_choices_are_measured_in_turns(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
-    words = ("--size=tiny", "--rounds=3", "--profile=plain_retrain", BOTH)
+    asked = ("--profile=plain_retrain", "--repeat=plain_retrain")
+    words = ("--size=tiny", "--rounds=3", *asked, BOTH)
     found = run(f"--json={path}", *words)
     assert found.returncode == 0, found.stderr
     record = json.loads(path.read_text())
@@ -42,7 +43,10 @@ def test_choices_are_measured_in_turns(tmp_path: Path) -> None:
         # It trains: the same batch again and again.
         assert figures["train_losses"][-1] < figures["train_losses"][0]
     assert choices["plain_retrain"]["profile"] == {"kernels": {}, "step_s": 0.0}  # CPU
-    assert "profile" not in choices["merged_bfloat16_retrain"]
+    first = choices["plain_retrain"]["train_losses"]
+    assert choices["plain_retrain"]["again"] == {"train_losses": first}
+    assert "plain_retrain: the same losses again" in found.stdout
+    assert not {"profile", "again"} & set(choices["merged_bfloat16_retrain"])
     assert f"--json={path}" in record["command"]
 
 
