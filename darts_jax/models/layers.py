@@ -82,8 +82,8 @@ def conv_by_product(
 ) -> jax.Array:
     """Returns the dense convolution of x as one product of two matrices.
 
-    For CPUs: XLA's own convolutions take several times as long within a loop, where it does
-    not bring them into the order of its fast ones.
+    For CPUs: within a loop XLA does not bring convolutions into the order of its fast ones
+    (benchmarks/NOTES.md, "Both points of a finite difference by one program").
 
     Args:
         x: `[C, B, H, W]`.

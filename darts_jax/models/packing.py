@@ -31,7 +31,8 @@ def packed(model: Model) -> Model:
 
     On CPUs without our kernels it is returned as it is: with XLA's own slices and
     concatenations a program takes longer to compile there, and is no faster. On GPUs those
-    are a few kernels in place of some hundred.
+    are a few kernels in place of some hundred; there a program needs the compiler flags that
+    our commands set, since parts begin anywhere in the vector (commands/xla_flags.py).
     """
     if not (native() or jax.default_backend() == "gpu"):
         return model
