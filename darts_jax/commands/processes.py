@@ -46,6 +46,9 @@ def connect(given: Mapping[str, Any]) -> None:
     import jax
 
     _libraries_to_stderr()
+    # Said first: where one is missing, JAX ends the process with a trace of its own.
+    where = f" at {given['coordinator']}" if named else ""
+    print(f"waiting for all processes{where}, {TIMEOUT} s at most", file=sys.stderr)
     try:
         jax.distributed.initialize(initialization_timeout=TIMEOUT, **options)
     except (RuntimeError, ValueError) as error:

@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     from darts_jax.training.interrupt import Interrupt
     from darts_jax.training.retrain import retrain
-    from darts_jax.training.seeds import mean_and_spread, open_runs
+    from darts_jax.training.seeds import check_converged, mean_and_spread, open_runs
 
     command_line = ["retrain", *argv]
     with (
@@ -36,9 +36,10 @@ def main(argv: Sequence[str]) -> int:
             print(f"stopped; the same command resumes {workdir}", file=sys.stderr)
         # The signal may have come to another process only.
         return interrupt.exit_status or 128 + signal.SIGTERM
-    if not runs[0].leads:
-        return 0
+    accuracies = []
     for run, result in zip(runs, results, strict=True):
+        if result is None or not run.leads:
+            continue
         seed = f"seed {run.config['seed']}, " if len(runs) > 1 else ""
         print(
             f"{seed}{result['genotype_name']}: "
@@ -47,7 +48,9 @@ def main(argv: Sequence[str]) -> int:
             f"{result['parameters']:,} parameters, "
             f"{result['multiply_adds'] / 1e6:.1f} M multiply-adds"
         )
-    if len(runs) > 1:
-        spread = mean_and_spread([result["test_accuracy"] for result in results])
-        print(f"test accuracy, {len(runs)} seeds: {spread}")
+        accuracies.append(result["test_accuracy"])
+    if len(accuracies) > 1:
+        spread = mean_and_spread(accuracies)
+        print(f"test accuracy, {len(accuracies)} seeds: {spread}")
+    check_converged(runs)
     return 0

@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
     from darts_jax.genotype import Genotype, pretty
     from darts_jax.training.interrupt import Interrupt
     from darts_jax.training.search import search
-    from darts_jax.training.seeds import mean_and_spread, open_runs
+    from darts_jax.training.seeds import check_converged, mean_and_spread, open_runs
 
     command_line = ["search", *argv]
     with (
@@ -37,15 +37,18 @@ def main(argv: Sequence[str]) -> int:
             print(f"stopped; the same command resumes {workdir}", file=sys.stderr)
         # The signal may have come to another process only.
         return interrupt.exit_status or 128 + signal.SIGTERM
-    if not runs[0].leads:
-        return 0
+    accuracies = []
     for run, result in zip(runs, results, strict=True):
+        if result is None or not run.leads:
+            continue
         if len(runs) > 1:
             print(f"seed {run.config['seed']}:")
         print(pretty(Genotype.from_json(result["genotype"])))
         print(f"supernet accuracy on the valid data: {result['valid_accuracy']:.4f}")
         print(f"genotype: {run.path / 'genotype.json'}")
-    if len(runs) > 1:
-        spread = mean_and_spread([result["valid_accuracy"] for result in results])
-        print(f"supernet accuracy on the valid data, {len(runs)} seeds: {spread}")
+        accuracies.append(result["valid_accuracy"])
+    if len(accuracies) > 1:
+        spread = mean_and_spread(accuracies)
+        print(f"supernet accuracy on the valid data, {len(accuracies)} seeds: {spread}")
+    check_converged(runs)
     return 0

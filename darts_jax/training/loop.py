@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,8 @@ from darts_jax.training.run_directory import RunDirectory
 from darts_jax.training.tracing import without_collection
 
 Sums = dict[str, jax.Array]
+# How the loop ended: at the last epoch, saved at a signal, or because a run has diverged.
+End = Literal["complete", "stopped", "diverged"]
 
 
 class Plan(NamedTuple):
@@ -57,17 +59,15 @@ def run_epochs(
     runs: Sequence[RunDirectory],
     config: Any,
     interrupt: Interrupt,
-) -> tuple[Any, bool]:
+) -> tuple[Any, End]:
     """Trains to `config.num_epochs` from the runs' latest checkpoint, or from `state`.
 
     runs: one, or one for each of the seeds that the state stacks; every run gets the rows
         and checkpoints that it would have alone.
 
-    Returns (state, whether the run is complete); it is not when a signal came, and then the
-    state is saved.
-
-    Raises:
-        UserError: the loss is no longer a number; the last good checkpoint is kept.
+    Returns (state, how it ended). A run whose loss is no longer a number says so in its
+    `diverged`, and keeps its last good checkpoint; the others are saved at the end of that
+    epoch, so that they can go on without it.
     """
     try:
         return _run(plan, state, runs, config, interrupt)
@@ -81,7 +81,7 @@ def _run(
     runs: Sequence[RunDirectory],
     config: Any,
     interrupt: Interrupt,
-) -> tuple[Any, bool]:
+) -> tuple[Any, End]:
     on_cpu = jax.default_backend() == "cpu"
     state, sums = _latest(plan, state, runs)
     done, steps, step = _steps_done(state), plan.steps_per_epoch, None
@@ -114,34 +114,57 @@ def _run(
                 i, done = i + count, done + count
                 logging = done % every == 0 and i < steps
                 if i < steps and _stops(interrupt, logging):
-                    _check_finite(_means(plan, sums, i), epoch, runs)
-                    _save(plan, runs, config, done, state, sums)
-                    return state, False
+                    if not _mark_diverged(_means(plan, sums, i), epoch, runs):
+                        _save(plan, runs, config, done, state, sums)
+                        return state, "stopped"
+                    # Not saved: the others go on without it from the end of an epoch.
+                    return state, "stopped" if _sound(runs) else "diverged"
                 if logging:
                     progress(done, _text(epoch, _means(plan, sums, i), config))
             means = _means(plan, sums, steps)
-            _check_finite(means, epoch, runs)
+            _mark_diverged(means, epoch, runs)
             seconds = time.perf_counter() - started
-            members = plan.layout.members(state)
-            rows = [
-                {"epoch": epoch, "step": done}
-                | its
-                | plan.end_epoch(run, member, epoch, its)
-                for run, member, its in zip(runs, members, means, strict=True)
-            ]
-            _check_finite(rows, epoch, runs)
+            rows = _rows(plan, runs, state, means, epoch, done)
+            diverged = _mark_diverged(rows, epoch, runs)
             for run, row in zip(runs, rows, strict=True):
-                _write(run, row, seconds, (steps - first) * plan.images_per_step)
+                if not run.diverged:
+                    _write(run, row, seconds, (steps - first) * plan.images_per_step)
             sums = initial_sums(plan)
             stop = _stops(
                 interrupt, True
             )  # once: it may come between the two questions
-            if stop or done == total or (epoch + 1) % config.checkpoint_every == 0:
+            due = done == total or (epoch + 1) % config.checkpoint_every == 0
+            if stop or due or diverged:
                 _save(plan, runs, config, done, state, sums)
             progress(done, _text(epoch, means, config), end_of_epoch=True)
+            if diverged:
+                return state, "stopped" if stop and _sound(runs) else "diverged"
             if stop and done < total:
-                return state, False
-    return state, True
+                return state, "stopped"
+    return state, "complete"
+
+
+def _rows(
+    plan: Plan,
+    runs: Sequence[RunDirectory],
+    state: Any,
+    means: Sequence[dict[str, float]],
+    epoch: int,
+    step: int,
+) -> list[dict[str, Any]]:
+    """Returns the row of metrics.jsonl of every run, an empty one of those that diverged."""
+    rows: list[dict[str, Any]] = []
+    members = plan.layout.members(state)
+    for run, member, its in zip(runs, members, means, strict=True):
+        row: dict[str, Any] = {}
+        if not run.diverged:
+            row = {"epoch": epoch, "step": step} | its
+            try:
+                row |= plan.end_epoch(run, member, epoch, its)
+            except UserError as error:  # no cell can be derived from what is no number
+                run.diverged = str(error)
+        rows.append(row)
+    return rows
 
 
 def _latest(plan: Plan, state: Any, runs: Sequence[RunDirectory]) -> tuple[Any, Sums]:
@@ -169,10 +192,7 @@ def _latest(plan: Plan, state: Any, runs: Sequence[RunDirectory]) -> tuple[Any, 
 
 def shared_steps(runs: Sequence[RunDirectory]) -> list[int]:
     """Returns the steps of which every run has a checkpoint, the latest last."""
-    found = [
-        set(checkpoints.saved_steps(run.checkpoints)) if run.resumed else set()
-        for run in runs
-    ]
+    found = [set(checkpoints.saved_steps(run.checkpoints)) for run in runs]
     return sorted(set.intersection(*found)) if found else []
 
 
@@ -233,7 +253,7 @@ def _save(
     # Runs of one program go on from a step that all have: a kill may come between them.
     keep = max(config.keep_checkpoints, min(len(runs), 2))
     for run, tree in zip(runs, members, strict=True):
-        if run.leads:
+        if run.leads and not run.diverged:
             checkpoints.save(run.checkpoints, step, tree, keep=keep)
 
 
@@ -247,20 +267,26 @@ def _write(run: RunDirectory, row: dict[str, Any], seconds: float, images: int) 
     run.scalars(row["step"], {k: v for k, v in numbers.items() if k != "step"})
 
 
-def _check_finite(
+def _mark_diverged(
     rows: Sequence[Mapping[str, Any]], epoch: int, runs: Sequence[RunDirectory]
-) -> None:
+) -> bool:
+    """Notes in its run that a number is none any more; returns whether any run has one."""
     for run, its in zip(runs, rows, strict=True):
         for name, value in its.items():
-            if not isinstance(value, float) or math.isfinite(value):
+            if run.diverged or not isinstance(value, float) or math.isfinite(value):
                 continue
             last = checkpoints.latest_step(run.checkpoints)
             kept = "none was saved yet" if last is None else f"step {last} is kept"
-            which = f" of {run.path.name}" if len(runs) > 1 else ""
-            raise UserError(
-                f"{name}{which} is {value} in epoch {epoch}: training diverged; of the "
-                f"checkpoints {kept}; a smaller weights.learning_rate may help"
+            run.diverged = (
+                f"{name} is {value} in epoch {epoch}: training diverged; of the "
+                f"checkpoints {kept}"
             )
+    return any(run.diverged for run in runs)
+
+
+def _sound(runs: Sequence[RunDirectory]) -> bool:
+    """Whether any of the runs has not diverged."""
+    return not all(run.diverged for run in runs)
 
 
 def _text(epoch: int, means: list[dict[str, float]], config: Any) -> str:

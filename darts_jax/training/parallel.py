@@ -123,7 +123,8 @@ def make_layout(config: Any, seeds: int = 0) -> Layout:
     """
     devices = _devices(config.parallel.devices)
     along_seeds = config.parallel.seed_devices if seeds else 1
-    if not along_seeds:
+    # Where some seeds have ended before the others, these take the devices that divide.
+    if not along_seeds or (seeds % along_seeds and seeds < config.num_seeds):
         along_seeds = math.gcd(seeds, len(devices))
     if seeds % along_seeds or len(devices) % along_seeds:
         divisors = _divisors(math.gcd(seeds, len(devices)))

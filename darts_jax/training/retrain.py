@@ -38,7 +38,7 @@ from darts_jax.training.retrain_step import (
 )
 from darts_jax.training.run_directory import RunDirectory, read_manifest
 from darts_jax.training.same_run import check_same_data, fingerprint
-from darts_jax.training.seeds import groups, trains_together
+from darts_jax.training.seeds import remaining_groups, trains_together
 from darts_jax.types import Batch, Model, RetrainState
 
 METRICS = ("train_loss", "train_accuracy")
@@ -180,23 +180,23 @@ def plan_of(task: Retraining) -> loop.Plan:
 
 def retrain(
     runs: Sequence[RunDirectory], config: Any, interrupt: Interrupt
-) -> list[dict[str, Any]] | None:
+) -> list[dict[str, Any] | None] | None:
     """Runs, or resumes, the retraining of `config` for the seed of every run in `runs`.
 
-    Returns the contents of their result.json, or None when a signal stopped them (all that
-    was done is saved).
+    Returns the contents of their result.json, None for a run that has diverged, or None when a
+    signal stopped them (all that was done is saved).
 
     Raises:
-        UserError: the genotype, data or config cannot be used, or training diverges.
+        UserError: the genotype, data or config cannot be used.
     """
     genotype = genotype_of(runs, config)
     if all(run.result is not None for run in runs):
-        return [run.result or {} for run in runs]
+        return [run.result for run in runs]
     dataset, task = setup.read_dataset(config), None
     for run in runs:
         run.bind_data(fingerprint(dataset, test=True))
     together = trains_together(config, len(runs), dataset.streamed)
-    for group in groups(runs, together):
+    for group in remaining_groups(runs, together):
         if task is None or together:
             task = build(config, genotype, dataset, len(group) if together else 0)
             plan = plan_of(task)
@@ -204,12 +204,13 @@ def retrain(
             if run.leads:
                 save(genotype, run.path / "genotype.json")
         state = start(task, [run.config["seed"] for run in group])
-        state, complete = loop.run_epochs(plan, state, group, config, interrupt)
-        if not complete:
+        state, end = loop.run_epochs(plan, state, group, config, interrupt)
+        if end == "stopped":
             return None
-        for run, member in zip(group, task.layout.members(state), strict=True):
-            finish(task, run, member, genotype)
-    return [run.result or {} for run in runs]
+        if end == "complete":
+            for run, member in zip(group, task.layout.members(state), strict=True):
+                finish(task, run, member, genotype)
+    return [run.result for run in runs]
 
 
 def finish(

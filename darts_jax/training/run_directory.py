@@ -32,6 +32,7 @@ class RunDirectory:
 
     path: the directory. config: as recorded in config.json. resumed: whether it was there.
     leads: whether this process writes; one that follows keeps its rows in memory only.
+    diverged: why its training cannot go on, in this process; empty while it can.
     """
 
     def __init__(self, path: Path, config: dict[str, Any], lock: TextIO | None) -> None:
@@ -39,6 +40,7 @@ class RunDirectory:
         self.config = config
         self.resumed = False
         self.leads = lock is not None
+        self.diverged = ""
         self.checkpoints = path / "checkpoints"
         self._lock = lock
         self._rows = {name: records.read_rows(path / f"{name}.jsonl") for name in ROWS}

@@ -36,7 +36,7 @@ from darts_jax.training.search_step import (
     initial_search_state,
     make_search_step,
 )
-from darts_jax.training.seeds import groups, trains_together
+from darts_jax.training.seeds import remaining_groups, trains_together
 from darts_jax.types import Batch, EdgeWeights, Model, SearchState
 
 METRICS = ("train_loss", "train_accuracy", "valid_loss", "valid_accuracy")
@@ -255,32 +255,33 @@ def record_epoch(
 
 def search(
     runs: Sequence[RunDirectory], config: Any, interrupt: Interrupt
-) -> list[dict[str, Any]] | None:
+) -> list[dict[str, Any] | None] | None:
     """Runs, or resumes, the search of `config` for the seed of every run in `runs`.
 
-    Returns the contents of their result.json, or None when a signal stopped them (all that
-    was done is saved).
+    Returns the contents of their result.json, None for a run that has diverged, or None when a
+    signal stopped them (all that was done is saved).
 
     Raises:
-        UserError: the data or the config cannot be used, or training diverges.
+        UserError: the data or the config cannot be used.
     """
     if all(run.result is not None for run in runs):
-        return [run.result or {} for run in runs]
+        return [run.result for run in runs]
     dataset, task = setup.read_dataset(config), None
     for run in runs:
         run.bind_data(fingerprint(dataset, test=False))
     together = trains_together(config, len(runs), dataset.streamed)
-    for group in groups(runs, together):
+    for group in remaining_groups(runs, together):
         if task is None or together:
             task = build(config, dataset, len(group) if together else 0)
             plan = plan_of(task)
         state = start(task, [run.config["seed"] for run in group])
-        state, complete = loop.run_epochs(plan, state, group, config, interrupt)
-        if not complete:
+        state, end = loop.run_epochs(plan, state, group, config, interrupt)
+        if end == "stopped":
             return None
-        for run, member in zip(group, task.layout.members(state), strict=True):
-            finish(task, run, member)
-    return [run.result or {} for run in runs]
+        if end == "complete":
+            for run, member in zip(group, task.layout.members(state), strict=True):
+                finish(task, run, member)
+    return [run.result for run in runs]
 
 
 def finish(task: Search, run: RunDirectory, state: SearchState) -> None:

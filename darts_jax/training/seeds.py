@@ -94,20 +94,48 @@ def trains_together(config: Any, runs: int, streamed: bool) -> bool:
 
 
 def groups(runs: Sequence[RunDirectory], together: bool) -> list[list[RunDirectory]]:
-    """Returns the runs that have no result yet, in groups to be trained as one program.
+    """Returns the runs without a result, in groups to be trained as one program.
 
     Runs of one group have a checkpoint of the same step, or none; seeds that were added
-    later form a group of their own.
+    later form a group of their own. A run that has diverged is in none.
     """
-    left = [run for run in runs if run.result is None]
-    if not together or not left:
-        return [[run] for run in left]
-    if shared_steps(left) or not any(shared_steps([run]) for run in left):
-        return [left]
-    by_step: dict[int, list[RunDirectory]] = {}
-    for run in left:
-        by_step.setdefault(max(shared_steps([run]), default=0), []).append(run)
-    return list(by_step.values())
+    found: list[list[RunDirectory]] = []
+    for run in runs:
+        if run.result is not None or run.diverged:
+            continue
+        for group in found:
+            fresh = not shared_steps([run]) and not shared_steps(group)
+            if together and (fresh or shared_steps([*group, run])):
+                group.append(run)
+                break
+        else:
+            found.append([run])
+    return found
+
+
+def remaining_groups(
+    runs: Sequence[RunDirectory], together: bool
+) -> Iterator[list[RunDirectory]]:
+    """Yields what `groups` finds first until nothing is left.
+
+    The caller finishes every run of a group, or the loop finds that some have diverged: the
+    others come again, as a smaller program, which is also what they would be if the command
+    were stopped there and given again.
+    """
+    while found := groups(runs, together):
+        yield found[0]
+        any_process(False)  # the first process may be writing what the others read next
+
+
+def check_converged(runs: Sequence[RunDirectory]) -> None:
+    """Raises UserError, one line for all, if runs have diverged."""
+    lost = [run for run in runs if run.diverged]
+    if lost:
+        named = [
+            f"{run.path.name}: {run.diverged}" if len(runs) > 1 else run.diverged
+            for run in lost
+        ]
+        raise UserError(f"{'; '.join(named)}; a smaller weights.learning_rate may help")
 
 
 def mean_and_spread(values: Sequence[float]) -> str:

@@ -130,6 +130,73 @@ def test_seeds_together_are_near_single_runs_and_resume_bit_for_bit(
         assert outcome(tmp_path / "killed" / seed) == outcome(tmp_path / "whole" / seed)
 
 
+@pytest.mark.parametrize("mode", ["in_turn", "together"])
+def test_a_seed_that_diverges_leaves_the_others_theirs(
+    mode: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In one program the others are killed after it, too, and end with the same bits."""
+    import jax
+    import jax.numpy as jnp
+
+    from darts_jax.training import checkpoints
+    from darts_jax.training import search as searching
+
+    steps, make_step = 4, searching.data_step
+    lost = jax.random.key_data(jax.random.split(jax.random.key(1), 3)[2])  # as a run's
+
+    def spoilt(*arguments: Any) -> Any:
+        """Seed 1 has no loss in the second epoch."""
+        step = make_step(*arguments)
+
+        def spoil(state: Any, *rest: Any) -> Any:
+            bad = (state.step == steps) & (jax.random.key_data(state.key) == lost).all()
+            state, sums = step(state, *rest)
+            return state, {k: jnp.where(bad, jnp.nan, v) for k, v in sums.items()}
+
+        return spoil
+
+    monkeypatch.setattr(searching, "data_step", spoilt)
+    command = words("search_digits:tiny", *SMALL, "--config.num_epochs=3")
+    command += ["--config.checkpoint_every=9", f"--config.parallel.seeds={mode}"]
+    many = [*command, "--config.num_seeds=3"]
+    whole = tmp_path / "whole"
+    assert main([*many, f"--workdir={whole}"]) == 2
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1 and "error: seed1: " in err
+    assert " is nan in epoch 1: training diverged; of the checkpoints none" in err
+    assert "seed 0:" in out and "seed 1:" not in out and "2 seeds: " in out
+    assert len(read(whole / "seed1", "metrics.jsonl")) == 1
+    assert not (whole / "seed1" / "result.json").exists()
+    for seed in (0, 2):
+        alone = tmp_path / f"alone{seed}"
+        assert main([*command, f"--config.seed={seed}", f"--workdir={alone}"]) == 0
+        if mode == "in_turn":
+            assert outcome(whole / f"seed{seed}") == outcome(alone)
+        else:
+            assert_near(whole / f"seed{seed}", alone, 1e-4)
+    if mode == "in_turn":
+        return
+
+    save, saved = checkpoints.save, []
+
+    def dying(*arguments: Any, **options: Any) -> None:
+        """Kills the run at the second save of the first seed that is left."""
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+        saved.append(arguments[0])
+        save(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save", dying)
+        assert main([*many, f"--workdir={tmp_path / 'killed'}"]) == 130
+    assert main([*many, f"--workdir={tmp_path / 'killed'}"]) == 2
+    for seed in ("seed0", "seed2"):
+        assert outcome(tmp_path / "killed" / seed) == outcome(whole / seed)
+
+
 def test_several_steps_a_call_are_the_same_run(tmp_path: Path) -> None:
     command = words("search_digits:tiny", *SMALL, "--config.log_every_steps=3")
     for steps in (1, 3):

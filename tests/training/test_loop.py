@@ -14,8 +14,9 @@ import pytest
 
 from darts_jax.errors import UserError
 from darts_jax.training import checkpoints, loop
-from darts_jax.training.parallel import one_device
-from darts_jax.training.run_directory import open_run
+from darts_jax.training.parallel import Layout, one_device
+from darts_jax.training.run_directory import RunDirectory, open_run
+from darts_jax.training.seeds import check_converged
 
 STEPS, EPOCHS = 4, 3
 TOTAL = STEPS * EPOCHS
@@ -102,7 +103,9 @@ def run(
     with open_run(path, "search", fields, []) as directory:
         config = SimpleNamespace(**fields)
         interrupt = Stop() if stop is None else stop  # asking it would count
-        return loop.run_epochs(plan, start, [directory], config, interrupt)
+        state, end = loop.run_epochs(plan, start, [directory], config, interrupt)
+        check_converged([directory])
+        return state, {"complete": True, "stopped": False}[end]
 
 
 def rows(path: Path) -> bytes:
@@ -288,6 +291,82 @@ def test_diverged_epoch_is_not_saved_on_a_signal(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="step 4 is kept"):
         run(tmp_path, make_plan(nan_at=4), Stop(STEPS + 2), keep_checkpoints=1)
     assert saved_steps(tmp_path) == [4]
+
+
+def test_alphas_of_which_no_cell_can_be_derived(tmp_path: Path) -> None:
+    """The last step's update may spoil them, behind the epoch's losses."""
+
+    def end_epoch(run: Any, state: Any, epoch: int, means: Any) -> dict[str, float]:
+        raise UserError("edge 0 has nan for none")
+
+    with pytest.raises(UserError, match="edge 0 has nan for none"):
+        run(tmp_path, make_plan()._replace(end_epoch=end_epoch))
+    assert not (tmp_path / "metrics.jsonl").exists()
+    assert not (tmp_path / "checkpoints").exists()
+
+
+SEEDS = 3
+
+
+def run_together(
+    path: Path, stop: Stop, nan_at: int, lost: tuple[int, ...]
+) -> tuple[loop.End, list[RunDirectory]]:
+    """Three runs in one program, of which `lost` diverge in step `nan_at`."""
+    fields = {"num_epochs": EPOCHS, "checkpoint_every": 2, "keep_checkpoints": 1}
+    fields |= {"log_every_steps": 2, "progress": False, "tensorboard": False}
+
+    def step(state: State, sums: Any, order: Any, data: None, count: Any) -> Any:
+        number = int(state.step[0])
+        state, sums = jax.vmap(one_step, (0, 0, None))(state, sums, order)
+        spoilt = [np.nan if number == nan_at and i in lost else 1 for i in range(SEEDS)]
+        return state, {"train_loss": sums["train_loss"] * jnp.float32(spoilt)}
+
+    layout = Layout(one_device().mesh, SEEDS)
+    plan = make_plan()._replace(step=step, layout=layout)
+    start = State(jnp.zeros(SEEDS, jnp.int32), jnp.arange(SEEDS, dtype=jnp.float32))
+    runs = [open_run(path / str(i), "search", fields, []) for i in range(SEEDS)]
+    try:
+        config = SimpleNamespace(**fields)
+        return loop.run_epochs(plan, start, runs, config, stop)[1], runs
+    finally:
+        for its in runs:
+            its.close()
+
+
+def test_of_several_runs_those_that_have_not_diverged_are_saved(tmp_path: Path) -> None:
+    end, runs = run_together(tmp_path, Stop(), STEPS + 1, lost=(1,))
+    assert end == "diverged"
+    assert [bool(its.diverged) for its in runs] == [False, True, False]
+    for i, epochs in ((0, [0, 1]), (1, [0]), (2, [0, 1])):
+        assert [row["epoch"] for row in runs[i].rows("metrics")] == epochs
+        steps = checkpoints.saved_steps(tmp_path / str(i) / "checkpoints")
+        assert steps == ([] if i == 1 else [2 * STEPS])
+    with pytest.raises(
+        UserError, match="^1: train_loss is nan in epoch 1: .*may help$"
+    ):
+        check_converged(runs)
+
+
+@pytest.mark.parametrize(
+    ("lost", "after", "wanted", "saved"),
+    [
+        ((1,), STEPS + 2, "stopped", []),  # within the epoch: it is trained again
+        ((1,), 2 * STEPS - 1, "stopped", [2 * STEPS]),
+        ((0, 1, 2), STEPS + 2, "diverged", []),
+        ((0, 1, 2), 2 * STEPS - 1, "diverged", []),
+    ],
+)
+def test_signal_in_an_epoch_in_which_runs_diverge(
+    lost: tuple[int, ...], after: int, wanted: str, saved: list[int], tmp_path: Path
+) -> None:
+    end, runs = run_together(tmp_path, Stop(after), STEPS + 1, lost)
+    assert end == wanted
+    for i in range(SEEDS):
+        steps = checkpoints.saved_steps(tmp_path / str(i) / "checkpoints")
+        assert steps == ([] if i in lost else saved)
+    if len(lost) == SEEDS:
+        with pytest.raises(UserError, match="^0: .*; 1: .*; 2: train_loss is nan"):
+            check_converged(runs)
 
 
 def test_one_line_an_epoch_where_there_is_no_terminal(

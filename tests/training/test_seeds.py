@@ -16,6 +16,7 @@ from darts_jax.training.seeds import (
     groups,
     mean_and_spread,
     open_runs,
+    remaining_groups,
     trains_together,
 )
 
@@ -78,6 +79,7 @@ class FakeRun:
     def __init__(self, path: Path, steps: list[int], done: bool = False) -> None:
         self.path, self.checkpoints, self.resumed = path, path / "checkpoints", True
         self.result = {} if done else None
+        self.diverged = ""
         for step in steps:
             checkpoints.save(self.checkpoints, step, {"x": np.ones(2)}, keep=9)
 
@@ -89,6 +91,8 @@ class FakeRun:
         ([[4, 8], [4]], [["0", "1"]]),  # killed between two saves: both go on from 4
         ([[8], [4]], [["0"], ["1"]]),
         ([[4, 8], [4, 8], []], [["0", "1"], ["2"]]),  # a seed that was added later
+        ([[4, 8], [8, 12], [], []], [["0", "1"], ["2", "3"]]),  # both
+        ([[2], [8, 12], [4, 8]], [["0"], ["1", "2"]]),  # one that had diverged
     ],
 )
 def test_groups_share_a_checkpoint(
@@ -104,6 +108,20 @@ def test_finished_runs_are_left_out(tmp_path: Path) -> None:
     runs: Any = [FakeRun(tmp_path / "0", [4], done=True), FakeRun(tmp_path / "1", [4])]
     assert groups(runs, True) == groups(runs, False) == [[runs[1]]]
     assert groups(runs[:1], True) == []
+    runs[1].diverged = "its loss is nan"
+    assert groups(runs, True) == groups(runs, False) == []
+
+
+def test_what_a_group_loses_comes_again_as_a_smaller_one(tmp_path: Path) -> None:
+    runs: Any = [FakeRun(tmp_path / str(i), [4]) for i in range(3)]
+    remaining = remaining_groups(runs, True)
+    assert next(remaining) == runs
+    runs[1].diverged = "its loss is nan"
+    assert next(remaining) == [runs[0], runs[2]]
+    runs[0].result = runs[2].result = {}
+    assert list(remaining) == []
+    alone = remaining_groups([runs[1]], False)
+    assert list(alone) == []
 
 
 def test_mean_and_spread() -> None:
