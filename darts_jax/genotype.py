@@ -234,11 +234,12 @@ def load_genotype(argument: str) -> Genotype:
             "empty genotype; give a JSON file, a zoo name or Genotype(...) text"
         )
     argument = os.path.expanduser(argument.strip())
-    if "(" in argument or argument.startswith("|"):
+    is_file = argument.endswith(".json") or os.path.isfile(argument)
+    if argument.startswith("|") or ("(" in argument and not is_file):
         return parse_text(argument)
     if zoo.has(argument):
         return zoo.load(argument)
-    if argument.endswith(".json") or os.sep in argument or os.path.exists(argument):
+    if is_file or os.sep in argument or os.path.exists(argument):
         return load(argument)
     raise unknown("genotype (no such file either)", shown(argument), zoo.names())
 

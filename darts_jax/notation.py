@@ -109,7 +109,9 @@ def _keywords(text: str) -> dict[str, Any]:
 def _literal(node: ast.expr) -> Any:
     """A string, an integer, a list of them, or a published text's `range(2, 6)`."""
     match node:
-        case ast.Constant(value=str() | int() as value):
+        case ast.Constant(value=str() as value):
+            return value
+        case ast.Constant(value=int() as value) if value <= MAX_STATE:
             return value
         case ast.List(elts=items) | ast.Tuple(elts=items):
             return [_literal(item) for item in items]
@@ -123,7 +125,7 @@ def _literal(node: ast.expr) -> Any:
         ) if 0 <= start < stop <= MAX_STATE:
             return list(range(start, stop))
     raise UserError(
-        "genotype text may hold strings, integers and lists only, not "
+        f"genotype text may hold strings, integers up to {MAX_STATE} and lists only, not "
         f"{type(node).__name__}"
     )
 
@@ -131,8 +133,13 @@ def _literal(node: ast.expr) -> Any:
 def _print_nas_bench(cells: dict[str, Any]) -> str:
     if set(cells) != {"cell"}:
         raise UserError(f"the text form has one cell 'cell', not {', '.join(cells)}")
-    parts = []
-    for i, node in enumerate(cells["cell"]["nodes"]):
+    cell, parts = cells["cell"], []
+    if cell["num_inputs"] != 1 or list(cell["concat"]) != [len(cell["nodes"])]:
+        raise UserError(
+            "the text form needs one input and the last node as output, not "
+            f"{cell['num_inputs']} and {cell['concat']}; use JSON"
+        )
+    for i, node in enumerate(cell["nodes"]):
         edges = sorted(node, key=lambda edge: edge[1])
         if [source for _, source in edges] != list(range(i + 1)):
             raise UserError(

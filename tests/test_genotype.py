@@ -130,6 +130,19 @@ def test_text_refuses_what_it_cannot_say() -> None:
     chain = CellGenotype(((("none", 0),), (("none", 1),)), (2,), 1)
     with pytest.raises(UserError, match="each state 0 to 1; use JSON"):
         Genotype("nas_bench_201", {"cell": chain}).to_text()
+    wide = CellGenotype(((("none", 0),), (("none", 0), ("none", 1))), (1, 2), 1)
+    with pytest.raises(UserError, match=r"the last node as output, not 1 and \[1, 2\]"):
+        Genotype("nas_bench_201", {"cell": wide}).to_text()
+
+
+@pytest.mark.parametrize("folder", ["t(1)", "|x"])
+def test_a_file_may_lie_in_any_folder(folder: str, tmp_path: Path) -> None:
+    (tmp_path / folder).mkdir()
+    path = tmp_path / folder / "genotype.json"
+    save(parse_text(V2), path)
+    assert load_genotype(str(path)) == parse_text(V2)
+    with pytest.raises(UserError, match="no genotype file"):
+        load_genotype(str(path.with_name("other.json")))
 
 
 @pytest.mark.parametrize("name", ["NASNet_A", "AmoebaNet_A"])
@@ -225,6 +238,7 @@ def test_a_genotype_cannot_be_changed() -> None:
         text_with("[('skip_connect', 0), ('skip_connect', 1.0)]"),
         text_with("[('skip_connect', 0), (f'{1}', 1)]"),
         text_with("[('skip_connect', 0), ('skip_connect'.upper(), 1)]"),
+        text_with(f"[('skip_connect', 0), ('skip_connect', 0x{'f' * 5000})]"),
         text_with("[('skip_connect', 0)]"),
         text_with("[]"),
         text_with("'skip_connect'"),

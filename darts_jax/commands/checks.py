@@ -117,6 +117,7 @@ READ_BY: dict[str, tuple[str, ...]] = {
         "model.auxiliary",
         "auxiliary_weight",
         "label_smoothing",
+        "dataset.test_limit",
     ),
 }
 

@@ -133,6 +133,8 @@ def augment_resized(
     """
     del crop_padding
     crop_key, flip_key, color_key, cutout_key = jax.random.split(key, 4)
+    # Keys of a split are folds too: a key of its own, or the order would be image 1's draws.
+    order_key, color_key = jax.random.split(color_key)
     images = images.astype(jnp.float32)
     if not cropped:
         images = random_resized_crop(image_keys(crop_key, len(images)), images)
@@ -140,7 +142,7 @@ def augment_resized(
         images = random_flip(flip_key, images)
     if images.shape[-1] == 3:
         keys = image_keys(color_key, len(images))
-        images = color_jitter(color_key, keys, images)
+        images = color_jitter(order_key, keys, images)
     return random_cutout(cutout_key, normalise(images, mean=mean, std=std), cutout)
 
 

@@ -24,7 +24,9 @@ class Dataset(NamedTuple):
     test_labels: np.ndarray
     num_classes: int
     class_names: tuple[str, ...]
-    mean: tuple[float, ...]  # a channel, of images / 255 over the whole train split
+    mean: tuple[
+        float, ...
+    ]  # a channel, of images / 255 (streamed: of some; on_disk.py)
     std: tuple[float, ...]
 
     @property

@@ -35,6 +35,7 @@ from darts_jax.errors import UserError
 
 VERSION = "1.0.0"  # raise it when the conversion changes
 TEST_NAMES = ("test", "val", "valid", "validation")  # the first one found is used
+SPLIT_NAMES = ("train", "training", "testing", *TEST_NAMES)  # in any case of letters
 TEST_STRIDE = 5  # without a test folder, one image in five
 MIXED_SIZE = 32  # pixels a side when the images are of several sizes
 EXTENSIONS = {"bmp", "gif", "jpeg", "jpg", "png", "ppm", "tif", "tiff", "webp"}
@@ -107,9 +108,17 @@ def _only_streamed() -> Contents:
 
 
 def _scan(root: Path) -> tuple[tuple[str, ...], list[_File], list[_File]]:
-    """Returns the class names, sorted, and both splits in canonical order."""
-    tests = [name for name in TEST_NAMES if (root / name).is_dir()]
-    if (root / "train").is_dir():
+    """Returns the class names, sorted, and both splits in canonical order.
+
+    A split is a folder that holds folders: a class may be called "train", and a test set
+    without labels is none.
+    """
+    found = [name for name in TEST_NAMES if (root / name).is_dir()]
+    tests = [name for name in found if _is_split(root / name)]
+    if _is_split(root / "train"):
+        for name in found:
+            if name not in tests:
+                say(f"{root / name} holds no class folders: it is not used")
         class_names = _classes(root / "train")
         train = _interleave(_files(root, root / "train", class_names))
         if not tests:
@@ -124,11 +133,21 @@ def _scan(root: Path) -> tuple[tuple[str, ...], list[_File], list[_File]]:
                 )
         test = _files(root, root / tests[0], class_names, required=known)
         return class_names, train, _interleave(test)
-    if tests and any(_folders(root / tests[0])):
+    if tests:
         raise UserError(f"{root} has {tests[0]} but no train folder: add {root}/train")
     class_names = _classes(root)
+    for name in class_names:
+        if name.casefold() in SPLIT_NAMES and _folders(root / name):
+            raise UserError(
+                f"{root / name} holds folders and looks like a split, not a class: rename "
+                f"it to train or {TEST_NAMES[0]}"
+            )
     files = _interleave(_files(root, root, class_names))
     return class_names, *_hold_out(class_names, files)
+
+
+def _is_split(place: Path) -> bool:
+    return place.is_dir() and bool(_folders(place))
 
 
 def _folders(parent: Path) -> list[str]:

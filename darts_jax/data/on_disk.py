@@ -102,13 +102,13 @@ def _from_records(
     splits = []
     for split in ("train", about.test_split):
         source = records.Records(directory, split)
-        labels = records.labels(source, directory, split, data_dir)
+        order, labels = records.index(source, directory, split, data_dir)
         if labels.min() < 0 or labels.max() >= len(names):
             raise UserError(
                 f"{split} labels of {directory} reach outside 0..{len(names) - 1}"
             )
         shape = (len(source), height, width, channels)
-        splits.append((StreamedImages(source, shape, options), labels))
+        splits.append((StreamedImages(source, shape, options, order), labels))
     (train, train_labels), (test, test_labels) = splits
     return Arrays(train, train_labels, test, test_labels, names, (), ())
 

@@ -9,12 +9,15 @@ import contextlib
 import io
 import json
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from darts_jax.data import arrays
+from darts_jax.data.images import MODES
 from darts_jax.data.progress import progress
 from darts_jax.errors import UserError
 
@@ -72,6 +75,8 @@ def describe(directory: Path) -> Description:
             raise KeyError("label")
         sizes = features["image"]["image"]["shape"]["dimensions"]
         height, width, channels = (max(0, int(size)) for size in sizes)
+        if channels not in (0, *MODES):
+            raise ValueError(f"images of {channels} channels")
         if not counts["train"] or not any(counts.get(name) for name in TEST_SPLITS):
             raise KeyError("train")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -90,46 +95,69 @@ class Records:
 
         self._name = f"of {split} in {directory}"
         self._records = builder.encoded_records(directory, split)
-        self._records[0]  # opens the files once, before any thread does
+        # Opens the files once, before any thread does.
+        self._guarded("the first record", partial(self._records.__getitem__, 0))
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __call__(self, index: int) -> tuple[io.BytesIO, str]:
         """Returns the encoded bytes and what to call the record in an error."""
-        name = f"{index} {self._name}"
-        try:
-            return io.BytesIO(self._records[index]["image"]), name
-        except (ValueError, RuntimeError, OSError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"cannot read image {name} ({reason}): prepare the set again"
-            ) from error
+        read = partial(self._records.__getitem__, index)
+        record = self._guarded(f"image {index}", read)
+        return io.BytesIO(record["image"]), f"{index} {self._name}"
 
-    def labels(self) -> np.ndarray:
-        """Returns int32 `[N]`; reads every record, without decoding the images."""
+    def index(self) -> np.ndarray:
+        """Returns int32 `[2, N]`: the records in canonical order, and their labels.
+
+        Sets that tensorflow-datasets makes itself lie in hash order, and the end of the id
+        tells the place; those without numbered ids are taken as they lie. Reads every record,
+        without decoding the images.
+        """
         number = len(self)
-        found = np.empty(number, np.int32)
+        found, places = np.empty(number, np.int32), np.empty(number, np.int64)
         with progress(f"reading the labels {self._name}", number) as advance:
             for start in range(0, number, CHUNK):
                 chunk = range(start, min(start + CHUNK, number))
-                records: list[Any] = self._records.__getitems__(list(chunk))
+                records: list[Any] = self._guarded(
+                    f"records {start} to {chunk.stop - 1}",
+                    partial(self._records.__getitems__, list(chunk)),
+                )
                 found[start : chunk.stop] = [record["label"] for record in records]
+                places[start : chunk.stop] = [_place(record) for record in records]
                 advance(len(chunk))
-        return found
+        order = np.argsort(places, kind="stable")
+        if not np.array_equal(places[order], np.arange(number)):
+            order = np.arange(number)
+        return np.stack([order, found[order]]).astype(np.int32)
+
+    def _guarded(self, what: str, read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except (ValueError, RuntimeError, OSError, IndexError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"cannot read {what} {self._name} ({reason}): prepare the set again"
+            ) from error
 
 
-def labels(records: Records, directory: Path, split: str, data_dir: Path) -> np.ndarray:
-    """Returns the labels of a split, int32 `[N]`, kept in `data_dir` after the first time.
+def _place(record: Any) -> int:
+    """Returns the number at the end of a record's id, -1 where there is none."""
+    end = record.get("id", b"").rsplit(b"_", 1)[-1]
+    return int(end) if end.isdigit() and len(end) < 19 else -1
+
+
+def index(records: Records, directory: Path, split: str, data_dir: Path) -> np.ndarray:
+    """Returns `records.index()`, kept in `data_dir` after the first time.
 
     The file's name holds a digest of the set's description and its files' sizes.
     """
     place = data_dir / "labels" / f"{arrays.key(directory)}-{split}.npy"
     with contextlib.suppress(OSError, ValueError):
         known = np.load(place, allow_pickle=False)
-        if known.dtype == np.int32 and known.shape == (len(records),):
+        if known.dtype == np.int32 and known.shape == (2, len(records)):
             return known
-    found = records.labels()
+    found = records.index()
     with contextlib.suppress(OSError):  # read again next time, then
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary = place.with_suffix(f".{os.getpid()}")

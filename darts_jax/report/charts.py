@@ -53,11 +53,9 @@ def search_pictures(runs: Sequence[Run]) -> dict[str, str]:
         )
         for measure in ("loss", "accuracy")
     }
-    levels = {
-        f"uniform over {len(space.primitives)}": math.log(len(space.primitives))
-        for run in runs
-        if (space := space_of(run)) is not None
-    }
+    levels = dict(
+        _uniform(space) for run in runs if (space := space_of(run)) is not None
+    )
     pictures["entropy"] = chart(
         "Entropy of the edge weights, mean over edges",
         _kind_lines(rows, "entropy_"),
@@ -169,6 +167,17 @@ def space_of(run: Run) -> Space | None:
         return build(**options)
     except (UserError, TypeError):
         return None
+
+
+def _uniform(space: Space) -> tuple[str, float]:
+    """Returns the name and the mean over edges of the entropy of equal edge weights."""
+    counts = [
+        len(space.allowed(kind, edge))
+        for kind in space.cell_kinds
+        for edge in range(space.num_edges)
+    ]
+    over = f" over {counts[0]}" if len(set(counts)) == 1 else ""
+    return f"uniform{over}", sum(map(math.log, counts)) / len(counts)
 
 
 def _kind_lines(rows: Sequence[Sequence[Any]], prefix: str) -> list[Line]:

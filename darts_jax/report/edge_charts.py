@@ -79,7 +79,7 @@ def edge_panels(history: EdgeHistory) -> str:
         for value in row
         if value is not None
     ]
-    low, high = min(0.0, *values, 0.0), max(values, default=1.0) or 1.0
+    low, high = _span(values)
     body = legend
     for edge, (source, target) in enumerate(history.edges):
         x = 12 + sources.index(source) * PANEL_WIDTH
@@ -87,6 +87,12 @@ def edge_panels(history: EdgeHistory) -> str:
         body += _panel(history, edge, x, y, (low, high))
     title = f"edge weights of the {cell_title(history.kind)} over epochs"
     return shapes.figure(body, width, top + len(targets) * PANEL_HEIGHT + 8, title)
+
+
+def _span(values: Sequence[float]) -> tuple[float, float]:
+    """Returns the least and the greatest of the values and 0; 0 and 1 where all are 0."""
+    low, high = min(0.0, *values, 0.0), max(0.0, *values, 0.0)
+    return (low, high) if low < high else (0.0, 1.0)
 
 
 def _legend(primitives: Sequence[str], width: float) -> tuple[str, float]:
@@ -172,7 +178,7 @@ def heat_map(history: EdgeHistory) -> str:
     """Returns the last [E, O] as shaded numbers; what the derived cell keeps is framed."""
     matrix = history.matrices[-1]
     finite = [value for row in matrix for value in row if value is not None]
-    low, high = min(0.0, *finite, 0.0), max(finite, default=1.0) or 1.0
+    low, high = _span(finite)
     width = _EDGE_COLUMN + len(history.primitives) * _CELL_WIDTH + 12
     body, frames = "", ""
     for column, name in enumerate(history.primitives):

@@ -44,8 +44,13 @@ class Run:
 
     @property
     def dataset(self) -> str:
-        """Returns the name of the data set, "unknown" where the config has none."""
-        return str(lookup(self.config, "dataset", "name") or "unknown")
+        """Returns the name of the data set, "unknown" where the config has none.
+
+        Folders of images are told apart by their paths.
+        """
+        name = str(lookup(self.config, "dataset", "name") or "unknown")
+        place = lookup(self.config, "dataset", "path") if name == "folder" else ""
+        return f"{name} {place}" if place else name
 
     @property
     def score(self) -> float | None:
@@ -118,7 +123,7 @@ def read_genotype(value: object) -> Genotype | None:
 
 
 def read_runs(run_directories: Sequence[pathlib.Path]) -> list[Run]:
-    """Returns the runs of the directories; one that only holds runs stands for them.
+    """Returns the runs of the directories; one that only holds others stands for its runs.
 
     Raises UserError for a missing directory and for one with no run in it.
     """
@@ -128,10 +133,7 @@ def read_runs(run_directories: Sequence[pathlib.Path]) -> list[Run]:
     for directory in map(pathlib.Path, run_directories):
         if not directory.is_dir():
             raise UserError(f"run directory {str(directory)!r} does not exist")
-        found = [directory] if _is_run(directory) else []
-        found = found or sorted(
-            child for child in directory.iterdir() if _is_run(child)
-        )
+        found = _runs_in(directory, levels=2)
         if not found:
             raise UserError(
                 f"no run in {str(directory)!r}: a run directory holds {' or '.join(_MARKS)}"
@@ -188,6 +190,17 @@ def read_run(path: pathlib.Path, label: str) -> Run:
 
 def _is_run(folder: pathlib.Path) -> bool:
     return folder.is_dir() and any((folder / mark).is_file() for mark in _MARKS)
+
+
+def _runs_in(folder: pathlib.Path, levels: int) -> list[pathlib.Path]:
+    """Returns the folder if it is a run, else those so many levels below: of many seeds."""
+    if _is_run(folder):
+        return [folder]
+    if not levels or not folder.is_dir():
+        return []
+    return [
+        run for child in sorted(folder.iterdir()) for run in _runs_in(child, levels - 1)
+    ]
 
 
 def _labels(folders: list[pathlib.Path]) -> list[str]:

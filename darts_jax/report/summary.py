@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from darts_jax.genotype import Genotype, pretty
+from darts_jax.notation import shown
 from darts_jax.report.runs import Run, Statistic, flatten, statistic
 
 ROLES = {
@@ -100,7 +101,21 @@ def group_notes(groups: dict[str, dict[str, list[Run]]]) -> list[str]:
             fields = differing_fields(runs)
             if fields:
                 notes.append(f"{what} on {dataset} differ in {', '.join(fields)}")
+        # What searches of several seeds have found belongs together; what is named does not.
+        named = {_named(run) for run in roles.get("derived", [])}
+        if len(named) > 1:
+            several = ", ".join(sorted(filter(None, named)))
+            more = " and derived ones" if None in named else ""
+            notes.append(
+                f"one mean of different genotypes on {dataset}: {several}{more}"
+            )
     return notes
+
+
+def _named(run: Run) -> str | None:
+    """Returns the zoo's name or the text that a genotype was given by, None for a file."""
+    given = str(run.config.get("genotype") or "")
+    return None if not given or given.endswith(".json") else shown(given)
 
 
 def differing_fields(runs: Sequence[Run]) -> list[str]:

@@ -23,8 +23,11 @@ def facts(runs: Sequence[Run]) -> str:
     # A retraining's config carries the fields of a search along without using them.
     searches = [run for run in runs if run.command == "search"]
     parts = []
+    if not searches:
+        spaces = {run.genotype.space for run in runs if run.genotype is not None}
+        parts += [f"genotypes of space {space}" for space in sorted(spaces)]
     for name, key, owners in (
-        ("space", "space", runs),
+        ("space", "space", searches),
         ("preset", "preset", runs),
         ("method", "one_shot", searches),
         ("hypergradient", "hypergradient", searches),
@@ -35,7 +38,7 @@ def facts(runs: Sequence[Run]) -> str:
     limits = {number(lookup(run.config, "dataset", "limit")) or 0 for run in runs}
     if limits - {0}:
         shown = ", ".join(f"{limit:g}" for limit in sorted(limits - {0}))
-        parts.append(f"only the first {shown} training images")
+        parts.append(f"only {shown} training images")
     text = ", ".join(parts)
     return f"{text[:1].upper()}{text[1:]}." if text else ""
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from darts_jax.errors import UserError, unknown
 from darts_jax.genotype import MAX_NODES, PRIMITIVES, SKELETONS
+from darts_jax.notation import shown
 from darts_jax.spaces.space import Space
 
 
@@ -108,14 +109,14 @@ def _per_edge(
     result = {}
     for kind in cell_kinds:
         lists = edge_primitives[kind]
-        if (
-            isinstance(lists, str)
-            or not isinstance(lists, Sequence)
-            or len(lists) != num_edges
-        ):
-            count = len(lists) if isinstance(lists, Sequence) else repr(lists)
+        if isinstance(lists, str) or not isinstance(lists, Sequence):
             raise UserError(
-                f"space {name}: edge_primitives of {kind} has {count} lists; "
+                f"space {name}: edge_primitives of {kind} must be a list of "
+                f"{num_edges} lists, not {shown(lists)}"
+            )
+        if len(lists) != num_edges:
+            raise UserError(
+                f"space {name}: edge_primitives of {kind} has {len(lists)} lists; "
                 f"needed: {num_edges}"
             )
         result[kind] = tuple(_in_order(name, ops, order) for ops in lists)

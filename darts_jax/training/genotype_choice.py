@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from darts_jax.errors import UserError
-from darts_jax.genotype import Genotype, load_genotype
+from darts_jax.genotype import Genotype, load, load_genotype
 from darts_jax.spaces import random_genotype
 from darts_jax.training import setup
 from darts_jax.training.run_directory import RunDirectory
@@ -34,7 +34,7 @@ def genotype_of(runs: Sequence[RunDirectory], config: Any) -> Genotype:
             `choose_genotype` does.
     """
     stored = [run.path / "genotype.json" for run in runs if run.resumed]
-    held = {load_genotype(str(path)) for path in stored if path.exists()}
+    held = {load(path) for path in stored if path.exists()}
     if len(held) > 1:
         raise UserError(
             f"the seeds in {runs[0].path.parent} hold different genotypes; retrain them "

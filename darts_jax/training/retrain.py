@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from darts_jax.data import Dataset, Split, epoch_batches
-from darts_jax.genotype import Genotype, load_genotype, save
+from darts_jax.genotype import Genotype, load, save
 from darts_jax.models import (
     count_multiply_adds,
     count_parameters,
@@ -266,7 +266,7 @@ def evaluate_run(run_path: Path, config: Any) -> dict[str, Any]:
         UserError: there is no checkpoint, or it is damaged, or the data are others.
     """
     genotype, dataset = (
-        load_genotype(str(run_path / "genotype.json")),
+        load(run_path / "genotype.json"),
         setup.read_dataset(config),
     )
     recorded = read_manifest(run_path).get("data")

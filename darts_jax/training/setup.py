@@ -85,11 +85,17 @@ def build_space(config: Any) -> Space:
     if model.edge_primitives:
         path = Path(model.edge_primitives)
         try:
-            options["edge_primitives"] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            lists = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(
                 f"config.model.edge_primitives: cannot read {path}: {error}"
             ) from None
+        if not isinstance(lists, dict):
+            raise UserError(
+                f"config.model.edge_primitives: {path} holds no object with a list of "
+                "lists for each cell kind"
+            )
+        options["edge_primitives"] = lists
     try:
         return SPACES[config.space](**options)
     except TypeError:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from darts_jax.data import AUGMENTATIONS, augment, normalise
+from darts_jax.data import AUGMENTATIONS, augment, augmentation, normalise
 from darts_jax.data import resized_crop as rc
 from darts_jax.data.augmentation import random_crop, random_cutout, random_flip
 from darts_jax.errors import UserError
@@ -183,6 +183,27 @@ def test_colours_agree_with_their_definitions() -> None:
         hue = (hue + turn[i, 0, 0, 0]) % 1
         expected = np.array(colorsys.hsv_to_rgb(hue, saturation, value)) * 255
         np.testing.assert_allclose(found[i, row, column], expected, atol=0.05)
+
+
+def test_order_of_the_jitter_does_not_follow_from_an_images_draws(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both come from one key: 4 draws of image 1 sorted were the order of its batch."""
+    same = np.zeros(4)
+    keys: list[tuple[jax.Array, jax.Array]] = []
+
+    def spy(key: jax.Array, each: jax.Array, x: jax.Array) -> jax.Array:
+        keys.append((key, each))
+        return x
+
+    monkeypatch.setattr(augmentation, "color_jitter", spy)
+    for seed in range(60):
+        key, x = jax.random.key(seed), images(4)
+        augmentation.augment_resized(key, x, mean=(0.5,) * 3, std=(1.0,) * 3)
+        order = np.asarray(jax.random.permutation(keys[-1][0], 4))
+        draws = jax.vmap(lambda k: jax.random.uniform(k, (4,)))(keys[-1][1])
+        same += (np.argsort(np.asarray(draws), axis=1) == order).all(axis=1)
+    assert (same < 12).all()  # by chance one of 24, 2.5 of 60
 
 
 def test_jitter_of_nothing_changes_nothing() -> None:

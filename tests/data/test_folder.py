@@ -144,6 +144,19 @@ def test_other_files_and_nested_folders(image_folder) -> None:
     assert len(dataset.train_labels) + len(dataset.test_labels) == 5
 
 
+def test_a_class_may_be_called_train(image_folder) -> None:
+    """As one of CIFAR-100's is."""
+    dataset = load(image_folder({"train": 5, "test": 5, "bus": 5}))
+    assert dataset.class_names == ("bus", "test", "train")
+    assert len(dataset.train_labels) == 12
+
+
+def test_a_test_folder_without_labels_is_no_split(image_folder) -> None:
+    root = image_folder({"train/a": 5, "train/b": 4, "val/a": 2, "val/b": 3, "test": 4})
+    dataset = load(root)
+    assert (len(dataset.train_labels), len(dataset.test_labels)) == (9, 5)
+
+
 def _spoil_missing(root: Path) -> None:
     shutil.rmtree(root)
 
@@ -195,6 +208,13 @@ def _spoil_no_train(root: Path) -> None:
     shutil.move(root / "b", root / "test" / "b")
 
 
+def _spoil_capitals(root: Path) -> None:
+    for place in ("Train", "Test"):
+        shutil.copytree(root / "a", root / place / "a")
+        shutil.copytree(root / "b", root / place / "b")
+    shutil.rmtree(root / "a"), shutil.rmtree(root / "b")
+
+
 def _spoil_unknown_class(root: Path) -> None:
     for place in ("train", "test"):
         shutil.copytree(root / "a", root / place / "a")
@@ -234,6 +254,7 @@ def _spoil_name(name: str) -> Callable[[Path], None]:
         (_spoil_checksum, "a/1.png"),
         (_spoil_lonely, "class 'a' has 1 image"),
         (_spoil_no_train, "no train folder"),
+        (_spoil_capitals, "Test holds folders and looks like a split"),
         (_spoil_unknown_class, "class 'bee'"),
         (_spoil_dangling, "a/9.png"),
     ],

@@ -265,6 +265,52 @@ def test_corrupt_record(data_dir: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("damage", ["half", "labels", "empty"])
+def test_corrupt_records_at_the_start(data_dir: Path, damage: str) -> None:
+    """They are found when the files are opened, or when the labels are read."""
+    load_dataset("digits")
+    (path,) = data_dir.glob("digits/*/*train*array_record*")
+    data = bytearray(path.read_bytes())
+    if damage == "labels":
+        for i in range(len(data) // 2, len(data) // 2 + 4000):
+            data[i] ^= 0x55
+    path.write_bytes({"half": data[: len(data) // 2], "empty": b""}.get(damage, data))
+    with pytest.raises(UserError, match=r"cannot read .* of train in") as caught:
+        load_dataset("digits", streaming=Streaming("always"))
+    assert "\n" not in str(caught.value)
+
+
+def test_records_in_hash_order_are_streamed_in_canonical_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As read into memory: the same images for weights and alphas either way."""
+    from darts_jax.data import builder
+
+    info = builder.tfds.core.DatasetInfo
+
+    def shuffling(**arguments: Any) -> Any:
+        return info(**arguments | {"disable_shuffling": False})
+
+    monkeypatch.setattr(builder.tfds.core, "DatasetInfo", shuffling)
+    options: dict[str, Any] = {
+        "num_examples": 30,
+        "mean": (0.5,) * 3,
+        "std": (1.0,) * 3,
+    }
+    found = [
+        load_dataset("synthetic", streaming=Streaming(mode), **options)
+        for mode in ("always", "always", "never")  # the second reads what it has kept
+    ]
+    wanted = found.pop()
+    for dataset in found:
+        for split in ("train", "test"):
+            labels = getattr(dataset, f"{split}_labels")
+            np.testing.assert_array_equal(labels, getattr(wanted, f"{split}_labels"))
+            images = getattr(dataset, f"{split}_images")
+            read = np.stack([images.read(row) for row in range(len(images))])
+            np.testing.assert_array_equal(read, getattr(wanted, f"{split}_images"))
+
+
 # ---- which data sets are streamed
 
 
@@ -296,7 +342,7 @@ def test_directory_prepared_by_others(
         np.testing.assert_array_equal(dataset.train_labels, resident.train_labels)
         assert dataset.class_names == resident.class_names
         monkeypatch.setattr(
-            "darts_jax.data.records.Records.labels",
+            "darts_jax.data.records.Records.index",
             lambda self: pytest.fail("the labels were read again"),
         )
     small = load_dataset("folder", path=str(path), image_size=5, streaming=chosen)
@@ -352,6 +398,9 @@ def test_prepared_set_of_mixed_sizes(tmp_path: Path, data_dir: Path) -> None:
         lambda info, features: info["splits"].pop(1),
         lambda info, features: features["featuresDict"]["features"].pop("label"),
         lambda info, features: features["featuresDict"]["features"].pop("image"),
+        lambda info, features: features["featuresDict"]["features"]["image"][
+            "image"
+        ].update(shape={"dimensions": [16, 16, 4]}),
     ],
 )
 def test_directory_of_something_else(data_dir: Path, spoil) -> None:

@@ -327,3 +327,58 @@ def test_mistakes_are_one_line(tmp_path):
         with pytest.raises(UserError, match=words) as caught:
             write_report(directories)
         assert "\n" not in str(caught.value)
+
+
+def test_runs_of_several_seeds_beside_single_ones(tmp_path):
+    make_run(tmp_path / "s0", "search", 0.8)
+    make_run(tmp_path / "many" / "seed0", "search", 0.6)
+    make_run(tmp_path / "many" / "seed1", "search", 0.7)
+    summary = write_report([tmp_path], output=tmp_path / "report.html")
+    assert (summary.searched.n, summary.searched.mean) == (3, pytest.approx(0.7))
+
+
+def test_folders_of_images_have_no_common_mean(tmp_path):
+    for name, accuracy in (("flowers", 0.97), ("cars", 0.5)):
+        data = {"name": "folder", "path": f"/x/{name}"}
+        make_run(tmp_path / name, "retrain", accuracy, dataset=data)
+    summary = write_report([tmp_path / "flowers", tmp_path / "cars"])
+    assert (summary.derived.n, summary.derived.mean) == (1, 0.97)
+    page = summary.path.read_text()
+    assert "folder /x/flowers" in page and "folder /x/cars" in page
+
+
+def test_a_mean_of_named_genotypes_is_noted(tmp_path):
+    names = {"a": "DARTS_V2", "b": "NASNet_A", "c": "runs/s0/genotype.json"}
+    folders = [
+        make_run(tmp_path / name, "retrain", 0.9, genotype=genotype)
+        for name, genotype in names.items()
+    ]
+    several = "one mean of different genotypes on digits: DARTS_V2, NASNet_A"
+    assert several in write_report(folders[:2]).notes
+    assert f"{several} and derived ones" in write_report(folders).notes
+    assert not any("one mean" in note for note in write_report(folders[2:]).notes)
+
+
+def test_the_header_says_what_a_retraining_was_of(tmp_path):
+    limited = {"name": "digits", "limit": 64}
+    folder = make_run(tmp_path / "t", "retrain", 0.9, space="tiny", dataset=limited)
+    page = write_report([folder]).path.read_text()
+    assert "Genotypes of space darts, only 64 training images." in page
+    assert "pace tiny" not in page.split("<h2>Configuration")[0]
+
+
+def test_uniform_entropy_is_of_the_edges_own_primitives(tmp_path):
+    """Every edge of S1 has two of the six."""
+    folder = make_run(tmp_path / "s", "search", 0.9, space="darts_s1", model={})
+    write_report([folder])
+    picture = (folder / "plots" / "entropy.svg").read_text()
+    assert "uniform over 2" in picture
+
+
+def test_edge_weights_that_are_all_negative_have_a_picture(tmp_path):
+    folder = make_run(tmp_path / "s", "search", 0.9, epochs=1)
+    weights = np.full((5, 4), -0.5).tolist()
+    row = {"epoch": 0, "genotype": GENOTYPE, "edge_weights": {"normal": weights}}
+    put_rows(folder, "genotypes.jsonl", [row])
+    write_report([folder])
+    assert "-0.500" in (folder / "plots" / "heat_map_normal.svg").read_text()
