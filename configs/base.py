@@ -151,7 +151,9 @@ def _parallel() -> ConfigDict:
     parallel = ConfigDict()
     parallel.devices = 0  # devices to use; 0: all
     parallel.seeds = "auto"  # or "together" (one program), "in_turn" (auto on CPUs)
-    parallel.seed_devices = 0  # of the devices, along the seed axis; 0: choose
+    parallel.seed_devices = (
+        0  # of the devices, along the seeds of one program; 0: choose
+    )
     parallel.steps_per_call = 0  # steps a call; 0: log_every_steps, on CPUs 1
     return parallel
 
@@ -173,7 +175,9 @@ def _add_retrain(config: ConfigDict) -> None:
     )
     config.auxiliary_weight = 0.4  # retrain: of the auxiliary head's loss
     config.label_smoothing = 0.0  # retrain: probability taken from the true class
-    config.evaluate_every = 0  # retrain: epochs between tests; 0: only at the end
+    # Epochs between tests of a retraining (0: only at the end), or of a search between
+    # evaluations of the supernet on the alphas' images (0: only at the end).
+    config.evaluate_every = 0
 
 
 def _add_bookkeeping(config: ConfigDict) -> None:

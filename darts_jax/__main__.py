@@ -9,6 +9,7 @@ import importlib
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 
 from darts_jax import __version__
@@ -73,6 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, OSError) and error.errno in OF_FILES:
             name = error.filename or "a file cannot be written"
             return _fail(f"{name}: {error.strerror}; what was saved before is intact")
+        if is_without_device(error):
+            reason = " ".join(str(error).split())
+            chosen = os.environ.get("JAX_PLATFORMS", "")
+            return _fail(
+                f'JAX finds no device (JAX_PLATFORMS={chosen!r}; "" lets it choose, cpu '
+                f"needs nothing else) {reason:.200}".rstrip()
+            )
         raise
 
 
@@ -138,6 +146,13 @@ def is_out_of_memory(error: BaseException) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
+
+
+def is_without_device(error: BaseException) -> bool:
+    """Whether JAX raised the error where it looks for its devices."""
+    frames = traceback.extract_tb(error.__traceback__)
+    kinds = RuntimeError | AssertionError
+    return isinstance(error, kinds) and frames[-1].filename.endswith("xla_bridge.py")
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -55,6 +55,9 @@ def run_all(jobs: list[Job]) -> None:
             workdir, words, after = waiting.pop()
             if after is not None:
                 ended[after].wait()
+            if failed:
+                ended[workdir].set()
+                break
             workdir.parent.mkdir(parents=True, exist_ok=True)
             command = [
                 sys.executable,
@@ -96,12 +99,14 @@ def main() -> None:
     parser.add_argument("--name", required=True)
     parser.add_argument("--runs", required=True, type=pathlib.Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--randoms", type=int, default=5)
+    parser.add_argument("--randoms", type=int, default=5, help="at least 1")
     parser.add_argument("--search", required=True, help="options of every search")
     parser.add_argument("--retrain", required=True, help="options of every retraining")
     parser.add_argument("--note", default="", help="what the record should say besides")
     parser.add_argument("common", nargs="*", help="options of both")
     arguments = parser.parse_args()
+    if arguments.seeds < 1 or arguments.randoms < 1:
+        parser.error("--seeds and --randoms must be at least 1")
     runs = arguments.runs.resolve()
     search = [*shlex.split(arguments.search), *arguments.common]
     retrain = [*shlex.split(arguments.retrain), *arguments.common]
@@ -145,7 +150,15 @@ def main() -> None:
         for job in searches + derived + drawn
     }
     manifest = read(searches[0].workdir / "manifest.json")
-    kept = ("versions", "devices", "backend", "platform", "cpu", "cores", "memory")
+    kept = (
+        "versions",
+        "devices",
+        "backend",
+        "platform",
+        "cpu",
+        "cores",
+        "memory_bytes",
+    )
     record = {
         "name": arguments.name,
         "note": arguments.note,

@@ -35,7 +35,15 @@ def connect(given: Mapping[str, Any]) -> None:
         if len(named) < len(BY_HAND):
             missing = [f"--{name}" for name in BY_HAND if name not in named]
             raise UserError(f"--{named[0]} needs {' and '.join(missing)} too")
+        host, _, port = given["coordinator"].rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+            raise UserError(
+                f"--coordinator={given['coordinator']}: expected HOST:PORT, as "
+                "localhost:12345"
+            )
         count, index = (_number(given[name], name) for name in BY_HAND[1:])
+        if count < 1:
+            raise UserError(f"--processes={count}: expected at least 1")
         if index >= count:
             raise UserError(f"--process={index}: choose 0 to {count - 1}")
         options = {

@@ -1,4 +1,10 @@
-"""A kernel in the place of a JAX function, which lends it its derivatives."""
+"""Kernels as JAX primitives: in the place of a function that lends them its derivatives, or
+with a derivative of their own.
+
+Primitives and not `jax.custom_jvp`: of a function in a `lax.scan`, which accumulates batches,
+that rule is dropped once a gradient is taken, and the gradient of the gradient meets a call
+that has none.
+"""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -31,26 +37,12 @@ def substitute(
     primitive = Primitive(name)
     primitive.multiple_results = True
 
-    @functools.cache  # a network has the same shapes many times
-    def results(shapes: tuple[Any, ...], static: tuple[tuple[str, Any], ...]) -> Any:
-        run = functools.partial(kernel, **dict(static))
-        found: Any = jax.eval_shape(run, *shapes)
-        return [jax.core.ShapedArray(r.shape, r.dtype) for r in found]
-
-    def abstract(*avals: Any, **static: Any) -> Any:
-        shapes = tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals)
-        return results(shapes, tuple(static.items()))
-
     def jvp(primals: Any, tangents: Any, **static: Any) -> Any:
-        tangents = [
-            jnp.zeros(p.shape, p.dtype) if type(t) is ad.Zero else t
-            for p, t in zip(primals, tangents, strict=True)
-        ]
         out = primitive.bind(*primals, **static)
         _, change = jax.jvp(
             lambda *arrays: tuple(plain(*arrays, **static)),
             tuple(primals),
-            tuple(tangents),
+            tuple(map(_instantiated, primals, tangents)),
         )
         return out, list(change)
 
@@ -68,18 +60,88 @@ def substitute(
         results = mapped(*operands)
         return list(results), [0] * len(results)
 
-    @primitive.def_impl
-    def run(*operands: jax.Array, **static: Any) -> Any:
-        return jax.jit(lambda *arrays: tuple(kernel(*arrays, **static)))(*operands)
-
-    primitive.def_abstract_eval(abstract)
-    mlir.register_lowering(
-        primitive, mlir.lower_fun(kernel, multiple_results=True), platform="cpu"
-    )
+    _run_by(primitive, kernel)
     ad.primitive_jvps[primitive] = jvp
     ad.primitive_transposes[primitive] = transpose
     batching.primitive_batchers[primitive] = batched
     return primitive.bind
+
+
+def with_jvp(
+    name: str, kernel: Callable[..., Any], jvp: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Returns the function of pytrees that runs `kernel` and is differentiated by `jvp`.
+
+    Args:
+        name: of the primitive that stands for it in a program.
+        kernel: `(*pytrees, **static) -> pytree` of arrays, static values hashable.
+        jvp: `(primals, tangents, **static) -> (results, their tangents)`, like the results of
+            `kernel`; the tangents are arrays.
+    """
+    primitive = Primitive(name)
+    primitive.multiple_results = True
+
+    def flat_kernel(*flat: Any, tree: Any, **static: Any) -> list[Any]:
+        return jax.tree.leaves(kernel(*jax.tree.unflatten(tree, flat), **static))
+
+    def flat_jvp(primals: Any, tangents: Any, *, tree: Any, **static: Any) -> Any:
+        full = map(_instantiated, primals, tangents)
+        pair = (jax.tree.unflatten(tree, leaves) for leaves in (primals, full))
+        results, changes = jvp(*pair, **static)
+        return jax.tree.leaves(results), jax.tree.leaves(changes)
+
+    def batched(operands: Any, axes: Any, **static: Any) -> Any:
+        run = functools.partial(flat_kernel, **static)
+        results = jax.vmap(run, axes)(*operands)
+        return results, [0] * len(results)
+
+    @functools.cache
+    def result_tree(shapes: tuple[Any, ...], tree: Any, static: Any) -> Any:
+        run = functools.partial(kernel, **dict(static))
+        return jax.tree.structure(
+            jax.eval_shape(run, *jax.tree.unflatten(tree, shapes))
+        )
+
+    def call(*arguments: Any, **static: Any) -> Any:
+        flat, tree = jax.tree.flatten(arguments)
+        found = primitive.bind(*flat, tree=tree, **static)
+        into = result_tree(_shapes(flat), tree, tuple(static.items()))
+        return jax.tree.unflatten(into, found)
+
+    _run_by(primitive, flat_kernel)
+    ad.primitive_jvps[primitive] = flat_jvp
+    batching.primitive_batchers[primitive] = batched
+    return call
+
+
+def _run_by(primitive: Primitive, kernel: Callable[..., Arrays]) -> None:
+    """Makes `kernel` what the primitive is, outside of programs and in them."""
+
+    @functools.cache  # a network has the same shapes many times
+    def results(shapes: tuple[Any, ...], static: tuple[tuple[str, Any], ...]) -> Any:
+        run = functools.partial(kernel, **dict(static))
+        found: Any = jax.eval_shape(run, *shapes)
+        return [jax.core.ShapedArray(r.shape, r.dtype) for r in found]
+
+    @primitive.def_impl
+    def run(*operands: jax.Array, **static: Any) -> Any:
+        return jax.jit(lambda *arrays: tuple(kernel(*arrays, **static)))(*operands)
+
+    primitive.def_abstract_eval(
+        lambda *avals, **static: results(_shapes(avals), tuple(static.items()))
+    )
+    mlir.register_lowering(
+        primitive, mlir.lower_fun(kernel, multiple_results=True), platform="cpu"
+    )
+
+
+def _shapes(arrays: Sequence[Any]) -> tuple[Any, ...]:
+    return tuple(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays)
+
+
+def _instantiated(primal: Any, tangent: Any) -> jax.Array:
+    absent = type(tangent) is ad.Zero
+    return jnp.zeros(primal.shape, primal.dtype) if absent else tangent
 
 
 def _filled(cotangent: Any) -> jax.Array:

@@ -15,7 +15,6 @@ the case of one edge, one chain and weight 1. The exact second order is a tangen
 calls, again one C++ call each; all other derivatives are those of the plain formulation.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -34,7 +33,7 @@ from darts_jax.kernels.mixed import (
     mixed_forward_tangent,
     moments_of,
 )
-from darts_jax.kernels.substitute import substitute
+from darts_jax.kernels.substitute import substitute, with_jvp
 from darts_jax.models.depthwise import depthwise_conv, native
 from darts_jax.models.layers import avg_pool, max_pool, stacked_conv
 from darts_jax.models.normalise import EPSILON, plain_batch_norm, wide
@@ -104,21 +103,24 @@ def mixed_branches(operands: Operands, branches: Branches) -> tuple[jax.Array, A
     # The kernels read every buffer by one type: the one that JAX would promote these to.
     dtype = jnp.result_type(*jax.tree.leaves(operands))
     operands = jax.tree.map(lambda operand: operand.astype(dtype), operands)
-    mixed, kept = _mixed(operands, branches)
+    mixed, kept = _mixed(operands, branches=branches)
     return mixed, moments_of(operands, branches, kept.moments)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _mixed(operands: Operands, branches: Branches) -> tuple[jax.Array, Kept]:
+def _mixed_by_kernel(
+    operands: Operands, *, branches: Branches
+) -> tuple[jax.Array, Kept]:
     return mixed_forward(operands, branches, EPSILON)
 
 
-@_mixed.defjvp
-def _mixed_jvp(branches: Branches, primals: Any, tangents: Any) -> Any:
-    mixed, kept = _mixed(*primals, branches)
+def _mixed_jvp(primals: Any, tangents: Any, *, branches: Branches) -> Any:
+    mixed, kept = _mixed(*primals, branches=branches)
     flat, tree = jax.tree.flatten((*primals, kept, *tangents))
     change, *kept_change = _forward_tangent(*flat, tree=tree, branches=branches)
     return (mixed, kept), (change, Kept(*kept_change))
+
+
+_mixed = with_jvp("mixed", _mixed_by_kernel, _mixed_jvp)
 
 
 def _forward_tangent_by_kernel(*flat: jax.Array, tree: Any, branches: Branches) -> Any:
@@ -151,7 +153,7 @@ def _transposed(
     # An alphas step differentiates by the edge weights alone: half of the work falls away.
     of = jax.tree.unflatten(tree.children()[0], undefined[-number:])
     wanted = 2 if any(jax.tree.leaves(of.kernels)) else 1 if of.x else 0
-    found = _backward(operands, kept, cotangents[0], branches, wanted)
+    found = _backward(operands, kept, cotangents[0], branches=branches, wanted=wanted)
     gradients = tree.children()[0].flatten_up_to(found)
     return [None] * (number + len(kept)) + gradients
 
@@ -164,28 +166,37 @@ _forward_tangent = substitute(
 )
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
-def _backward(
-    operands: Operands, kept: Kept, gradient: jax.Array, branches: Branches, wanted: int
+def _backward_by_kernel(
+    operands: Operands,
+    kept: Kept,
+    gradient: jax.Array,
+    *,
+    branches: Branches,
+    wanted: int,
 ) -> Operands:
     return mixed_backward(operands, branches, kept, gradient, EPSILON, wanted)
 
 
-@_backward.defjvp
-def _backward_jvp(branches: Branches, wanted: int, primals: Any, tangents: Any) -> Any:
+def _backward_jvp(
+    primals: Any, tangents: Any, *, branches: Branches, wanted: int
+) -> Any:
     # Two calls in the place of one: where the kernels' gradients are not used after all (in
     # `bilevel.unrolled`), the compiler drops theirs.
-    found = _backward(*primals, branches, min(wanted, 1))
+    found = _backward(*primals, branches=branches, wanted=min(wanted, 1))
     flat, tree = jax.tree.flatten((primals, tangents))
     weights, x = _backward_tangent(*flat, tree=tree, branches=branches)
     change = found._replace(weights=weights)
     if wanted >= 1:
         change = change._replace(x=x)
     if wanted >= 2:
-        found = found._replace(kernels=_backward(*primals, branches, wanted).kernels)
+        every = _backward(*primals, branches=branches, wanted=wanted)
+        found = found._replace(kernels=every.kernels)
         changes = _plain_gradients_tangent(primals, tangents, branches)
         change = change._replace(kernels=changes.kernels)
     return found, change
+
+
+_backward = with_jvp("mixed_backward", _backward_by_kernel, _backward_jvp)
 
 
 def _backward_tangent_by_kernel(*flat: jax.Array, tree: Any, branches: Branches) -> Any:

@@ -13,7 +13,7 @@ from jax import lax
 
 from darts_jax.errors import UserError
 from darts_jax.kernels.norm import channel_moments, channel_sums
-from darts_jax.kernels.substitute import substitute
+from darts_jax.kernels.substitute import substitute, with_jvp
 from darts_jax.models.depthwise import native
 
 EPSILON = 1e-5
@@ -140,19 +140,20 @@ def _short_weighted(weight: jax.Array, y: jax.Array) -> jax.Array:
     return (wide(weight) * y.astype(exact(y.dtype))).astype(y.dtype)
 
 
-@jax.custom_jvp
-def _batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> Any:
+def _batch_norm_by_kernel(x: jax.Array, scale: jax.Array, bias: jax.Array) -> Any:
     mean, variance = channel_moments(x)
     factor = lax.rsqrt(variance + EPSILON) * scale
     return (x - wide(mean)) * wide(factor) + wide(bias), mean, variance
 
 
-@_batch_norm.defjvp
 def _batch_norm_jvp(primals: Any, tangents: Any) -> Any:
     x, scale, _ = primals
     y, mean, variance = _batch_norm(*primals)
     changes = _tangent(x, scale, mean, variance, *tangents)
     return (y, mean, variance), tuple(changes)
+
+
+_batch_norm = with_jvp("batch_norm", _batch_norm_by_kernel, _batch_norm_jvp)
 
 
 def _plain_tangent(
@@ -170,8 +171,7 @@ def _transposed(cotangents: Any, undefined: list[bool], *arrays: Any) -> list[An
 _tangent = substitute("batch_norm_tangent", _plain_tangent, _plain_tangent, _transposed)
 
 
-@jax.custom_jvp
-def _backward(
+def _backward_by_kernel(
     x: jax.Array,
     scale: jax.Array,
     mean: jax.Array,
@@ -186,7 +186,6 @@ def _backward(
     return wide(a) * gradient + wide(alpha) + wide(beta) * x, projected, sums
 
 
-@_backward.defjvp
 def _backward_jvp(primals: Any, tangents: Any) -> Any:
     def plain(x: Any, scale: Any, gradient: Any) -> Any:
         def norm(x: Any, scale: Any, bias: Any) -> Any:
@@ -200,3 +199,6 @@ def _backward_jvp(primals: Any, tangents: Any) -> Any:
     dx, dscale, _, _, dgradient = tangents
     _, tangent = jax.jvp(plain, (x, scale, gradient), (dx, dscale, dgradient))
     return _backward(*primals), tangent
+
+
+_backward = with_jvp("batch_norm_backward", _backward_by_kernel, _backward_jvp)

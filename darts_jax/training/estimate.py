@@ -105,16 +105,12 @@ def _memory(plan: loop.Plan, state: Any, size: int) -> list[str]:
     sums = loop.initial_sums(plan)
     if isinstance(plan.feed, StreamedFeed):
         order, data = None, plan.feed.shapes(size)
+        data = jax.tree.map(lambda leaf: _placed(leaf, plan.layout.batch), data)
     else:
         order = plan.feed.order(state._replace(key=_keys(plan.layout)), 0)
         order, data = plan.feed.arguments(order)
     # As the run's own state lies: another sharding would be another program.
-    state = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=plan.layout.state
-        ),
-        state,
-    )
+    state = jax.tree.map(lambda leaf: _placed(leaf, plan.layout.state), state)
     started = time.perf_counter()
     lowered = plan.step.lower(state, sums, order, data, np.int32(1))  # type: ignore
     traced = time.perf_counter()
@@ -130,6 +126,10 @@ def _memory(plan: loop.Plan, state: Any, size: int) -> list[str]:
         f"compilation     {traced - started:.1f} s to trace, {compiled - traced:.1f} s to "
         "compile or to load; kept for the run",
     ]
+
+
+def _placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _bytes(number: int) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 
 from darts_jax.errors import UserError
 from darts_jax.kernels import allocator
-from darts_jax.training import checkpoints
+from darts_jax.training import checkpoints, records
 from darts_jax.training.feed import Feed
 from darts_jax.training.interrupt import Interrupt
 from darts_jax.training.parallel import Layout, any_process, compiled_together
@@ -26,6 +26,7 @@ from darts_jax.training.run_directory import RunDirectory
 from darts_jax.training.tracing import without_collection
 
 Sums = dict[str, jax.Array]
+STOPPED = "stopped.json"  # of a run that a signal stopped within an epoch
 # How the loop ended: at the last epoch, saved at a signal, or because a run has diverged.
 End = Literal["complete", "stopped", "diverged"]
 
@@ -88,14 +89,16 @@ def _run(
     for run in runs:
         run.truncate_after(done // steps - 1)
     total, every = config.num_epochs * steps, config.log_every_steps
+    spent = _seconds_before(runs[0], done)
     label = "search" if hasattr(state, "alphas") else "retrain"
     shown = config.progress and runs[0].leads
     with show_progress(label, total, enabled=shown) as progress:
         progress(done, "resumed" if done else "compiling")
         for epoch in range(done // steps, config.num_epochs):
-            started = time.perf_counter()
+            started = time.perf_counter() - spent
             order = plan.feed.order(state, epoch)
-            first = i = done % steps
+            i = done % steps
+            images = (steps - (0 if spent else i)) * plan.images_per_step
             while i < steps:
                 count = min(plan.at_once, steps - i, every - done % every)
                 arguments = (*plan.feed.arguments(order), np.int32(count))
@@ -116,6 +119,9 @@ def _run(
                 if i < steps and _stops(interrupt, logging):
                     if not _mark_diverged(_means(plan, sums, i), epoch, runs):
                         _save(plan, runs, config, done, state, sums)
+                        part = {"step": done, "seconds": time.perf_counter() - started}
+                        for run in runs:
+                            run.write_json(STOPPED, part)
                         return state, "stopped"
                     # Not saved: the others go on without it from the end of an epoch.
                     return state, "stopped" if _sound(runs) else "diverged"
@@ -128,8 +134,8 @@ def _run(
             diverged = _mark_diverged(rows, epoch, runs)
             for run, row in zip(runs, rows, strict=True):
                 if not run.diverged:
-                    _write(run, row, seconds, (steps - first) * plan.images_per_step)
-            sums = initial_sums(plan)
+                    _write(run, row, seconds, images)
+            sums, spent = initial_sums(plan), 0.0
             stop = _stops(
                 interrupt, True
             )  # once: it may come between the two questions
@@ -188,6 +194,15 @@ def _latest(plan: Plan, state: Any, runs: Sequence[RunDirectory]) -> tuple[Any, 
         saved = _restore_together(runs, like, steps)
     saved = plan.layout.stack(saved if plan.layout.seeds else [saved])
     return saved["state"], saved["sums"]
+
+
+def _seconds_before(run: RunDirectory, step: int) -> float:
+    """Returns the seconds that an epoch took before it was stopped at `step`."""
+    path = run.path / STOPPED
+    part = records.read_object(path) if path.is_file() else {}
+    seconds = part.get("seconds") if part.get("step") == step else None
+    known = isinstance(seconds, float) and math.isfinite(seconds)
+    return float(seconds or 0.0) if known else 0.0
 
 
 def shared_steps(runs: Sequence[RunDirectory]) -> list[int]:

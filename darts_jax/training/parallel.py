@@ -123,8 +123,9 @@ def make_layout(config: Any, seeds: int = 0) -> Layout:
     """
     devices = _devices(config.parallel.devices)
     along_seeds = config.parallel.seed_devices if seeds else 1
-    # Where some seeds have ended before the others, these take the devices that divide.
-    if not along_seeds or (seeds % along_seeds and seeds < config.num_seeds):
+    if seeds and seeds < config.num_seeds:
+        devices, along_seeds = _for_the_rest(config, seeds, devices)
+    elif not along_seeds:
         along_seeds = math.gcd(seeds, len(devices))
     if seeds % along_seeds or len(devices) % along_seeds:
         divisors = _divisors(math.gcd(seeds, len(devices)))
@@ -137,6 +138,19 @@ def make_layout(config: Any, seeds: int = 0) -> Layout:
     grid = np.array(devices).reshape(along_seeds, along_data)
     mesh = Mesh(grid, (SEED, DATA), axis_types=AUTO)
     return Layout(mesh, seeds)
+
+
+def _for_the_rest(config: Any, seeds: int, devices: list[Any]) -> tuple[list[Any], int]:
+    """Returns devices and how many lie along the seeds, where others have ended before them.
+
+    They go on with fewer devices rather than be refused for a batch that was right before.
+    """
+    fewest = 1 if jax.process_count() == 1 else len(devices)
+    for number in range(len(devices), fewest, -1):
+        along_seeds = math.gcd(seeds, number)
+        if config.batch_size % _unit(config, number // along_seeds) == 0:
+            return devices[:number], along_seeds
+    return devices[:fewest], math.gcd(seeds, fewest)
 
 
 def one_device() -> Layout:
@@ -176,7 +190,7 @@ def check_batch(config: Any, devices: int) -> None:
         config.accumulate,
         config.batch_norm.groups,
     )
-    unit = parts * math.lcm(devices, groups)
+    unit = _unit(config, devices)
     if size % unit == 0:
         return
     among = [
@@ -193,6 +207,11 @@ def check_batch(config: Any, devices: int) -> None:
         f"config.batch_size={size} does not divide among {' and '.join(among)}: choose "
         f"{_any_of([n for n in (below, above) if n])}"
     )
+
+
+def _unit(config: Any, devices: int) -> int:
+    """Returns what a batch has to be a multiple of."""
+    return config.accumulate * math.lcm(devices, config.batch_norm.groups)
 
 
 def _divisors(number: int) -> list[int]:

@@ -7,6 +7,7 @@ metrics.jsonl   one row an epoch        metrics.csv     the same for a spreadshe
 timing.jsonl    seconds an epoch        genotypes.jsonl the derived genotype an epoch
 checkpoints/    see checkpoints.py      tensorboard/    scalars
 result.json     only of a complete run  lock            held while a process works here
+stopped.json    of an epoch that a signal stopped: its step, and its seconds so far
 """
 
 import errno

@@ -268,7 +268,8 @@ def search(
         return [run.result for run in runs]
     dataset, task = setup.read_dataset(config), None
     for run in runs:
-        run.bind_data(fingerprint(dataset, test=False))
+        found = fingerprint(dataset, test=False) | setup.edge_primitives_digest(config)
+        run.bind_data(found)
     together = trains_together(config, len(runs), dataset.streamed)
     for group in remaining_groups(runs, together):
         if task is None or together:

@@ -1,5 +1,6 @@
 """What a config asks for, built: data on the device, space, optimizers, augmentation."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from functools import partial
@@ -104,6 +105,19 @@ def build_space(config: Any) -> Space:
             f"space {config.space!r} has its own primitives; it does not take {given}: "
             "set config.model.primitives=() and num_nodes=0"
         ) from None
+
+
+def edge_primitives_digest(config: Any) -> dict[str, str]:
+    """Returns what tells the lists of `model.edge_primitives` from others; {} without any.
+
+    The config has only the name of their file. Raises UserError as `build_space` does.
+    """
+    if not config.model.edge_primitives:
+        return {}
+    lists = build_space(config).edge_primitives
+    assert lists is not None
+    text = json.dumps(dict(lists), sort_keys=True)
+    return {"edge primitives": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
 
 def computation(config: Any) -> dict[str, Any]:

@@ -324,6 +324,14 @@ def test_stopped_in_two_processes_resumed_in_one(
     [
         (["--processes=2"], "--processes needs --coordinator and --process too"),
         (
+            ["--coordinator=localhost", "--processes=1", "--process=0"],
+            "--coordinator=localhost: expected HOST:PORT",
+        ),
+        (
+            ["--coordinator=x:1", "--processes=0", "--process=0"],
+            "--processes=0: expected at least 1",
+        ),
+        (
             ["--coordinator=x:1", "--processes=2", "--process=two"],
             "--process=two: expected a whole number",
         ),
@@ -391,6 +399,7 @@ def test_dry_run_says_what_a_run_takes(
     [
         ("search_digits:tiny", ()),
         ("retrain_digits:tiny", (RANDOM_CELL,)),
+        ("retrain_digits:tiny", (RANDOM_CELL, "--config.dataset.streaming=always")),
         pytest.param(
             "search_digits:tiny",
             ("--config.num_seeds=2", "--config.parallel.seeds=together"),
@@ -436,6 +445,19 @@ def test_out_of_memory_is_one_line_that_helps(
     assert err.count("\n") == 1 and "out of memory" in err
     for field in ("accumulate", "model.remat", "precision", "model.channels"):
         assert f"config.{field}" in err
+
+
+def test_a_platform_that_jax_does_not_find_is_one_line(tmp_path: Path) -> None:
+    command = words("search_digits:tiny", f"--workdir={tmp_path / 'r'}")
+    done = subprocess.run(
+        [sys.executable, "-m", "darts_jax", *command],
+        env=os.environ | {"JAX_PLATFORMS": "tpux"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "JAX finds no device (JAX_PLATFORMS='tpux'" in done.stderr
 
 
 def test_help_names_the_flags_of_runs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -296,3 +296,32 @@ def test_accumulating_parts_equals_their_groups() -> None:
         step = jax.jit(jax.value_and_grad(accumulated(loss, parts), has_aux=True))
         outcomes.append(step(weights, given))
     assert_equal(*outcomes)
+
+
+def test_second_order_of_a_supernet_accumulates() -> None:
+    """In a loop a `custom_jvp` would lose its rule, and a kernel has no other."""
+    from darts_jax.training.accumulation import accumulated
+
+    model, some, weighted = supernet(num_cells=1), batch(), edge_weights(SPACE)
+    weights, stats = model.init(jax.random.key(0))
+
+    def loss(weights: Any, mixing: Any, some: Batch, part: Any = None) -> jax.Array:
+        logits, _ = model.apply(weights, stats, some.images, mixing, train=True)
+        log = jax.nn.log_softmax(logits)
+        return -jnp.take_along_axis(log, some.labels[:, None], 1).mean()
+
+    def mean_of_parts(weights: Any, mixing: Any, some: Batch) -> jax.Array:
+        halves = [Batch(some.images[i::2], some.labels[i::2]) for i in range(2)]
+        return sum(loss(weights, mixing, half) for half in halves) / 2
+
+    def through_a_step(loss: Any) -> Any:
+        def after(mixing: Any) -> jax.Array:
+            gradient = jax.grad(loss)(weights, mixing, some)
+            moved = jax.tree.map(lambda w, g: w - 0.1 * g, weights, gradient)
+            return loss(moved, mixing, some)
+
+        return jax.jit(jax.grad(after))(weighted)["reduce"]
+
+    found, wanted = map(through_a_step, (accumulated(loss, 2), mean_of_parts))
+    assert np.abs(wanted).max() > 1e-3
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)

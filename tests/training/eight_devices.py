@@ -48,6 +48,7 @@ def layout_of(
     config = SimpleNamespace(
         batch_size=SIZE,
         accumulate=1,
+        num_seeds=seeds,
         batch_norm=SimpleNamespace(groups=groups),
         parallel=parallel,
     )

@@ -149,6 +149,20 @@ def test_timing_is_kept_apart(whole: SimpleNamespace) -> None:
         assert row["images_per_second"] == pytest.approx(rate, rel=1e-6)
 
 
+def test_an_epochs_time_holds_that_before_a_stop(tmp_path: Path) -> None:
+    run(tmp_path, make_plan(), Stop(STEPS + 1))
+    stopped = json.loads((tmp_path / "stopped.json").read_text())
+    assert stopped["step"] == STEPS + 2 and stopped["seconds"] > 0
+    slow = {**stopped, "seconds": 1000.0 + stopped["seconds"]}
+    (tmp_path / "stopped.json").write_text(json.dumps(slow))
+    run(tmp_path, make_plan())
+    text = (tmp_path / "timing.jsonl").read_text().splitlines()
+    first, second, third = (json.loads(line) for line in text)
+    assert first["seconds"] < 1000 < second["seconds"] and third["seconds"] < 1000
+    rate = STEPS * 8 / second["seconds"]
+    assert second["images_per_second"] == pytest.approx(rate, rel=1e-6)
+
+
 @pytest.mark.parametrize("checkpoint_every", [1, 5])
 @pytest.mark.parametrize("after", range(TOTAL))
 def test_signal_at_any_moment(

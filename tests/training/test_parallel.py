@@ -22,6 +22,7 @@ BOUNDS = {"float32": 1e-5, "float64": 1e-10}  # of states after three steps
 def config(size: int = 8, parts: int = 1, groups: int = 1, **fields: int) -> Any:
     options = {"devices": 0, "seed_devices": 0, **fields}
     return SimpleNamespace(
+        num_seeds=options.pop("num_seeds", 1),
         batch_size=size,
         accumulate=parts,
         batch_norm=SimpleNamespace(groups=groups),
@@ -94,6 +95,24 @@ def test_seed_axis_that_does_not_divide() -> None:
         UserError, match="seed_devices=2 does not divide 4 seeds and 1 d"
     ):
         parallel.make_layout(config(seed_devices=2), 4)
+
+
+@pytest.mark.parametrize(
+    ("size", "seeds", "devices", "wanted"),
+    [
+        (6, 3, 4, (3, 3)),  # on four devices each seed's batch would be split in four
+        (8, 3, 4, (4, 1)),
+        (64, 5, 6, (5, 5)),
+        (7, 2, 8, (7, 1)),
+        (7, 1, 4, (1, 1)),
+    ],
+)
+def test_seeds_that_are_left_take_the_devices_that_divide(
+    size: int, seeds: int, devices: int, wanted: tuple[int, int]
+) -> None:
+    some = list(range(devices))
+    found, along = parallel._for_the_rest(config(size, num_seeds=8), seeds, some)
+    assert (len(found), along) == wanted and found == some[: len(found)]
 
 
 def test_members_and_stack_undo_each_other() -> None:

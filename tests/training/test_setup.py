@@ -219,3 +219,21 @@ def test_computation_takes_every_field(config: ConfigDict) -> None:
         "remat": True,
         "norm_groups": 2,
     }
+
+
+def test_other_lists_in_the_file_of_edge_primitives_are_noticed(
+    config: ConfigDict, tmp_path: Path
+) -> None:
+    """A run's config has only the file's name."""
+    path = tmp_path / "lists.json"
+    assert setup.edge_primitives_digest(config) == {}
+    config.model.update(num_nodes=1, primitives=(), edge_primitives=str(path))
+    found = []
+    for second in ("none", "skip_connect", "none"):
+        lists = [["skip_connect", "sep_conv_3x3"], ["sep_conv_3x3", second]]
+        path.write_text(json.dumps({"reduce": lists, "normal": lists}))
+        found += setup.edge_primitives_digest(config).values()
+    assert found[0] == found[2] != found[1]
+    path.write_text("null")
+    with pytest.raises(UserError, match="holds no object with a list of lists"):
+        setup.edge_primitives_digest(config)
