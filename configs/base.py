@@ -92,7 +92,7 @@ def _model() -> ConfigDict:
     model.num_nodes = 0  # intermediate nodes of a cell; 0: the space's own number
     model.num_cells = 8  # cells in a row; the reduction cells stand at 1/3 and 2/3
     model.channels = 16  # channels of the first cell's nodes
-    model.stem_multiplier = 3  # the stem has stem_multiplier * channels channels
+    model.stem_multiplier = 3  # times channels: the CIFAR stem's, in space darts
     model.primitives = ()  # a subset of the space's primitives; empty: all of them
     model.edge_primitives = (
         ""  # a JSON file with the primitives of each edge; empty: none

@@ -143,7 +143,10 @@ def finite_difference(
 
     def alphas_grad(step: jax.Array) -> tuple[Alphas, Any]:
         moved = jax.tree.map(lambda w, u: w + step * u, weights, virtual.direction)
-        return jax.grad(loss, 1, has_aux=True)(moved, alphas, train_batch)
+        # By default a GPU rounds the operands of float32 products to 10 bits (TF32), and
+        # with them away what tells the two points apart.
+        with jax.default_matmul_precision("float32"):
+            return jax.grad(loss, 1, has_aux=True)(moved, alphas, train_batch)
 
     # u points against v, so the paper's w+ is the point at -scale: it is visited first. One
     # after another by one program, which takes less memory and compilation than two.

@@ -295,6 +295,25 @@ def test_value_and_aux(name: str) -> None:
         )
 
 
+def test_finite_difference_asks_for_whole_float32_products_at_its_two_points() -> None:
+    """A GPU's default of 10 bits would round the two points to the same products."""
+
+    def loss(w: jax.Array, alphas: jax.Array, batch: Batch) -> Any:
+        y = jnp.tanh(batch.images @ w)
+        return (alphas * y).sum(), y
+
+    batch = Batch(jnp.ones((3, 4)), jnp.zeros(3, int))
+    arguments = (jnp.ones((4, 2)), jnp.ones(2), batch, batch)
+
+    def whole(hypergradient: Callable[..., Any]) -> int:
+        def found(*arguments: Any) -> Any:
+            return hypergradient(loss, lambda w, g: w - g, *arguments)[:2]
+
+        return jax.jit(found).lower(*arguments).as_text().count("HIGHEST, HIGHEST")
+
+    assert whole(finite_difference) > 0 == whole(unrolled) == whole(first_order)
+
+
 def test_finite_difference_visits_w_plus_before_w_minus() -> None:
     """The order of the reference, which its running statistics depend on."""
     problem = smooth_problem("sgd")

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from darts_jax.errors import unknown
 from darts_jax.models.fused import (
     Branches,
     Operands,
@@ -22,6 +23,7 @@ from darts_jax.models.fused import (
 from darts_jax.models.layers import Moments
 from darts_jax.models.merged import merged_mixed_branches
 
+IMPLEMENTATIONS = ("plain", "fused", "merged")
 Mixing = Callable[[Operands, Branches], tuple[jax.Array, Any]]
 
 
@@ -29,13 +31,18 @@ def mixing(implementation: str, dtype: Any, *, supernet: bool) -> Mixing | None:
     """Returns the function that computes a source state's mixed operations in training.
 
     Args:
-        implementation: "plain", "fused" or "merged".
+        implementation: one of IMPLEMENTATIONS.
         dtype: of the activations.
         supernet: whether many branches leave a state, or it is a derived network's.
 
     Returns:
         `(operands, branches) -> (mixed, moments)`, or None: a module for each primitive.
+
+    Raises:
+        UserError: there is no such implementation.
     """
+    if implementation not in IMPLEMENTATIONS:
+        raise unknown("implementation", implementation, IMPLEMENTATIONS)
     if implementation == "merged":
         return merged_mixed_branches
     if implementation == "plain":

@@ -141,7 +141,7 @@ class DartsSkeleton(nn.Module):
             x = Conv(channels, (3, 3), (2, 2), (1, 1), name=f"stem_conv{i}")(x)
             return self.stem_norm(name=f"stem_norm{i}")(x, train=train)[0]
 
-        s0 = conv(nn.relu(conv(x, 0, self.channels // 2)), 1, self.channels)
+        s0 = conv(nn.relu(conv(x, 0, max(1, self.channels // 2))), 1, self.channels)
         return s0, conv(nn.relu(s0), 2, self.channels)
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from darts_jax.bilevel import Hypergradient, Loss
+from darts_jax.errors import unknown
 from darts_jax.models import KEPT
 from darts_jax.one_shot import OneShot
 from darts_jax.spaces import Space
@@ -22,6 +23,7 @@ from darts_jax.training.randomness import NETWORK
 from darts_jax.types import Alphas, Batch, BatchStats, Model, SearchState, Weights
 
 Metrics = dict[str, jax.Array]
+ORDERS = ("alphas_first", "weights_first")
 SearchStep = Callable[[SearchState, Batch, Batch], tuple[SearchState, Metrics]]
 
 
@@ -205,7 +207,12 @@ def make_search_step(
         parts: of a batch, computed one after another to save memory.
 
     The metrics are means over the batch, those of `weights_step` and `alphas_step`.
+
+    Raises:
+        UserError: there is no such order.
     """
+    if order not in ORDERS:
+        raise unknown("order", order, ORDERS)
     levels = Levels(model, strategy, space, optimizers, hypergradient, parts)
 
     def search_step(
