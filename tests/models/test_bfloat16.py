@@ -70,7 +70,7 @@ def test_bfloat16_of_edges_with_primitives_of_their_own(
     allowed = ((1, 1, 1, 1, 0), (1, 0, 0, 0, 0), (0, 1, 0, 1, 1))
     rows = tuple(tuple(bool(a) for a in row) for row in allowed)
     norm = functools.partial(BatchNorm, affine=False)
-    module = MixedEdges(primitives, rows, 4, 1, norm, True, False)
+    module = MixedEdges(primitives, rows, 4, 1, norm, True, "fused")
     short = jnp.asarray(rng.normal(size=(4, 8, 6, 6)), jnp.bfloat16)
     weights = jnp.asarray(rng.uniform(0.2, 1, size=(3, 5)), jnp.float32)
     keys = {"params": jax.random.key(0), "noise": jax.random.key(1)}

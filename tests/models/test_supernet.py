@@ -170,7 +170,7 @@ def _mixed_edges(allowed: np.ndarray, primitives: tuple[str, ...]) -> MixedEdges
 
     norm = functools.partial(BatchNorm, affine=False)
     rows = tuple(tuple(bool(a) for a in row) for row in allowed)
-    return MixedEdges(primitives, rows, 4, 1, norm, True, True)
+    return MixedEdges(primitives, rows, 4, 1, norm, True, "fused")
 
 
 @pytest.fixture
