@@ -16,9 +16,7 @@ from darts_jax.models.model import as_model
 from darts_jax.models.normalise import exact
 from darts_jax.models.operations import OPERATIONS, Norm, preprocess
 from darts_jax.models.skeleton import (
-    DartsSkeleton,
-    NasBench201Skeleton,
-    check_stem,
+    make_skeleton,
     reduction_cells,
 )
 from darts_jax.types import Model
@@ -100,14 +98,9 @@ class DerivedCell(nn.Module):
 CELLS = {"darts": (("normal", "reduce"), 2), "nas_bench_201": (("cell",), 1)}
 
 
-def _check_genotype(genotype: Genotype, stem: str, auxiliary: bool) -> None:
-    """Raises UserError for cells, a stem or a head that the skeleton does not have."""
+def _check_genotype(genotype: Genotype) -> None:
+    """Raises UserError for a genotype without the cells of its skeleton."""
     skeleton, (kinds, num_inputs) = genotype.space, CELLS[genotype.space]
-    check_stem(stem, skeleton)
-    if skeleton != "darts" and auxiliary:
-        raise UserError(
-            f"model.auxiliary=True needs the darts skeleton, this is {skeleton}"
-        )
     for kind in kinds:
         if kind not in genotype.cells:
             raise UserError(f"the genotype has no {kind!r} cell; needed: {list(kinds)}")
@@ -174,7 +167,7 @@ def make_network(
             such precision.
     """
     norm = functools.partial(BatchNorm, affine=True, groups=norm_groups)
-    _check_genotype(genotype, stem, auxiliary)
+    _check_genotype(genotype)
 
     cell = functools.partial(
         DerivedCell,
@@ -185,25 +178,21 @@ def make_network(
     def make_cell(kind: str, *place: Any, name: str) -> nn.Module:
         return cell(genotype.cells[kind], *place, name=name)
 
-    if genotype.space == "darts":
-        if auxiliary:
-            _check_auxiliary(image_shape, num_cells, stem)
-        module: nn.Module = DartsSkeleton(
-            make_cell,
-            num_cells,
-            channels,
-            num_classes,
-            norm,
-            norm,
-            stem_multiplier=stem_multiplier,
-            stem=stem,
-            auxiliary=auxiliary,
-            remat=remat,
-        )
-    else:
-        module = NasBench201Skeleton(
-            make_cell, num_cells, channels, num_classes, norm, norm, remat
-        )
+    module = make_skeleton(
+        genotype.space,
+        make_cell=make_cell,
+        num_cells=num_cells,
+        channels=channels,
+        num_classes=num_classes,
+        norm=norm,
+        stem_norm=norm,
+        stem=stem,
+        stem_multiplier=stem_multiplier,
+        auxiliary=auxiliary,
+        remat=remat,
+    )
+    if auxiliary:
+        _check_auxiliary(image_shape, num_cells, stem)
 
     def cell_arguments(drop_path: Any = None) -> dict[str, Any]:
         return {"drop_path_probability": drop_path}

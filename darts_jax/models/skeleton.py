@@ -71,19 +71,6 @@ def reduction_cells(num_cells: int) -> set[int]:
     return {num_cells // 3, 2 * num_cells // 3}
 
 
-STEMS = ("cifar", "imagenet")
-
-
-def check_stem(stem: str, skeleton: str) -> None:
-    """Raises UserError for a stem that no skeleton has, or not this one."""
-    if stem not in STEMS:
-        raise unknown("model.stem", stem, STEMS)
-    if stem != "cifar" and skeleton != "darts":
-        raise UserError(
-            f"model.stem={stem!r} needs the darts skeleton, this is {skeleton}"
-        )
-
-
 class DartsSkeleton(nn.Module):
     """The DARTS network: stem, cells fed by the two before, channels doubled at reductions."""
 
@@ -194,3 +181,39 @@ class NasBench201Skeleton(nn.Module):
                 x = _run(cell, (x,), cell_arguments, train=train, remat=self.remat)
         x = nn.relu(self.stem_norm(name="last_norm")(x, train=train))
         return Linear(self.num_classes, name="classifier")(_pooled(x))
+
+
+STEMS = ("cifar", "imagenet")
+
+
+def make_skeleton(
+    skeleton: str,
+    *,
+    stem: str,
+    stem_multiplier: int,
+    auxiliary: bool = False,
+    **shared: Any,
+) -> nn.Module:
+    """Returns the module of the skeleton "darts" or "nas_bench_201".
+
+    shared: the fields that both have, from make_cell to remat.
+
+    Raises:
+        UserError: there is no such stem, or this skeleton has not this stem, or no
+            auxiliary head.
+    """
+    if stem not in STEMS:
+        raise unknown("model.stem", stem, STEMS)
+    if skeleton == "darts":
+        return DartsSkeleton(
+            **shared, stem_multiplier=stem_multiplier, stem=stem, auxiliary=auxiliary
+        )
+    for name, value, default in (
+        ("stem", stem, "cifar"),
+        ("auxiliary", auxiliary, False),
+    ):
+        if value != default:
+            raise UserError(
+                f"model.{name}={value!r} needs the darts skeleton, this is {skeleton}"
+            )
+    return NasBench201Skeleton(**shared)

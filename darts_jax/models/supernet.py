@@ -28,11 +28,7 @@ from darts_jax.models.layers import BatchNorm
 from darts_jax.models.model import as_model
 from darts_jax.models.normalise import weighted
 from darts_jax.models.operations import OPERATIONS, Norm, preprocess
-from darts_jax.models.skeleton import (
-    DartsSkeleton,
-    NasBench201Skeleton,
-    check_stem,
-)
+from darts_jax.models.skeleton import make_skeleton
 from darts_jax.spaces import Space
 from darts_jax.types import EdgeWeights, Model
 
@@ -224,7 +220,6 @@ def make_supernet(
         UserError: there is no such precision or evaluation, or the space's skeleton lacks
             the stem; `apply` raises it for edge weights of another space's shape.
     """
-    check_stem(stem, space.skeleton)
     if evaluation not in EVALUATIONS:
         raise unknown("batch_norm.evaluation", evaluation, EVALUATIONS)
     inside, outside = EVALUATIONS[evaluation]
@@ -239,32 +234,23 @@ def make_supernet(
         norm=norm,
         implementation=implementation if norm_groups == 1 else "plain",
     )
-    if space.skeleton == "darts":
-        module: nn.Module = DartsSkeleton(
-            make_cell,
-            num_cells,
-            channels,
-            num_classes,
-            norm,
-            stem_norm,
-            stem_multiplier=stem_multiplier,
-            stem=stem,
-            remat=remat,
-        )
-    else:
-        module = NasBench201Skeleton(
-            make_cell, num_cells, channels, num_classes, norm, stem_norm, remat
-        )
+    module = make_skeleton(
+        space.skeleton,
+        make_cell=make_cell,
+        num_cells=num_cells,
+        channels=channels,
+        num_classes=num_classes,
+        norm=norm,
+        stem_norm=stem_norm,
+        stem=stem,
+        stem_multiplier=stem_multiplier,
+        remat=remat,
+    )
     cell_arguments = functools.partial(_cell_arguments, space)
     shape = len(space.edges), len(space.primitives)
     sample = {k: jnp.zeros(shape, jnp.float32) for k in space.cell_kinds}
-    return as_model(
-        module,
-        image_shape,
-        cell_arguments(sample),
-        cell_arguments,
-        precision=precision,
-    )
+    arguments = cell_arguments(sample), cell_arguments
+    return as_model(module, image_shape, *arguments, precision=precision)
 
 
 def _cell_arguments(space: Space, edge_weights: EdgeWeights) -> dict[str, Any]:
