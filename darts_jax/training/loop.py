@@ -5,10 +5,9 @@ the checkpoint, so a run that was stopped between any two steps goes on bit for 
 """
 
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -17,16 +16,16 @@ import numpy as np
 
 from darts_jax.errors import UserError
 from darts_jax.kernels import allocator
-from darts_jax.training import checkpoints, records
+from darts_jax.training import checkpoints, resume
+from darts_jax.training.compilation import compiled_together
 from darts_jax.training.feed import Feed
 from darts_jax.training.interrupt import Interrupt
-from darts_jax.training.parallel import Layout, any_process, compiled_together
+from darts_jax.training.parallel import Layout, any_process
 from darts_jax.training.progress import show_progress
 from darts_jax.training.run_directory import RunDirectory
 from darts_jax.training.tracing import without_collection
 
 Sums = dict[str, jax.Array]
-STOPPED = "stopped.json"  # of a run that a signal stopped within an epoch
 # How the loop ended: at the last epoch, saved at a signal, or because a run has diverged.
 End = Literal["complete", "stopped", "diverged"]
 
@@ -84,12 +83,13 @@ def _run(
     interrupt: Interrupt,
 ) -> tuple[Any, End]:
     on_cpu = jax.default_backend() == "cpu"
-    state, sums = _latest(plan, state, runs)
+    state, sums = resume.latest(plan.layout, runs, state, initial_sums(plan))
     done, steps, step = _steps_done(state), plan.steps_per_epoch, None
+    save = partial(resume.save, plan.layout, runs, keep=config.keep_checkpoints)
     for run in runs:
         run.truncate_after(done // steps - 1)
     total, every = config.num_epochs * steps, config.log_every_steps
-    spent = _seconds_before(runs[0], done)
+    spent = resume.seconds_before(runs[0], done)
     label = "search" if hasattr(state, "alphas") else "retrain"
     shown = config.progress and runs[0].leads
     with show_progress(label, total, enabled=shown) as progress:
@@ -102,26 +102,20 @@ def _run(
             while i < steps:
                 count = min(plan.at_once, steps - i, every - done % every)
                 arguments = (*plan.feed.arguments(order), np.int32(count))
-                fresh = step is None
-                with without_collection() if fresh else nullcontext():
-                    step = step or compiled_together(plan.step, state, sums, *arguments)
-                    if on_cpu and fresh:
-                        allocator.return_freed_memory()
+                if step is None:
+                    step, state, sums = _first_call(plan.step, state, sums, arguments)
+                else:
                     state, sums = step(state, sums, *arguments)
                 if on_cpu:
                     # Steps take seconds there and queue up by the dozen: a signal would be
                     # answered only after all of them.
                     jax.block_until_ready(sums)
-                    if fresh:  # what lies between the first step's arrays, too
-                        allocator.return_freed_memory()
                 i, done = i + count, done + count
                 logging = done % every == 0 and i < steps
                 if i < steps and _stops(interrupt, logging):
                     if not _mark_diverged(_means(plan, sums, i), epoch, runs):
-                        _save(plan, runs, config, done, state, sums)
-                        part = {"step": done, "seconds": time.perf_counter() - started}
-                        for run in runs:
-                            run.write_json(STOPPED, part)
+                        save(done, state, sums)
+                        resume.note_seconds(runs, done, time.perf_counter() - started)
                         return state, "stopped"
                     # Not saved: the others go on without it from the end of an epoch.
                     return state, "stopped" if _sound(runs) else "diverged"
@@ -136,18 +130,32 @@ def _run(
                 if not run.diverged:
                     _write(run, row, seconds, images)
             sums, spent = initial_sums(plan), 0.0
-            stop = _stops(
-                interrupt, True
-            )  # once: it may come between the two questions
+            stop = _stops(interrupt, True)  # once: it may come between two questions
             due = done == total or (epoch + 1) % config.checkpoint_every == 0
             if stop or due or diverged:
-                _save(plan, runs, config, done, state, sums)
+                save(done, state, sums)
             progress(done, _text(epoch, means, config), end_of_epoch=True)
             if diverged:
                 return state, "stopped" if stop and _sound(runs) else "diverged"
             if stop and done < total:
                 return state, "stopped"
     return state, "complete"
+
+
+def _first_call(
+    step: Any, state: Any, sums: Sums, arguments: tuple[Any, ...]
+) -> tuple[Any, Any, Sums]:
+    """Compiles the step and runs it once; returns (compiled step, state, sums)."""
+    on_cpu = jax.default_backend() == "cpu"
+    with without_collection():
+        compiled = compiled_together(step, state, sums, *arguments)
+        if on_cpu:
+            allocator.return_freed_memory()
+        state, sums = compiled(state, sums, *arguments)
+    if on_cpu:  # what lies between the first step's arrays, too
+        jax.block_until_ready(sums)
+        allocator.return_freed_memory()
+    return compiled, state, sums
 
 
 def _rows(
@@ -171,62 +179,6 @@ def _rows(
                 run.diverged = str(error)
         rows.append(row)
     return rows
-
-
-def _latest(plan: Plan, state: Any, runs: Sequence[RunDirectory]) -> tuple[Any, Sums]:
-    """Returns state and sums of the latest checkpoint that all runs have, or the first."""
-    sums = initial_sums(plan)
-    steps = shared_steps(runs)
-    if not steps:
-        for run in runs:
-            if run.resumed and run.leads:
-                print(f"no checkpoint in {run.path}: from the start", file=sys.stderr)
-        return state, sums
-    # Stacks have a first axis that a single run's checkpoint does not.
-    cut = 1 if plan.layout.seeds else 0
-    like = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[cut:], leaf.dtype),
-        {"state": state, "sums": sums},
-    )
-    if not plan.layout.seeds:
-        saved, _ = checkpoints.restore(runs[0].checkpoints, like)
-    else:
-        saved = _restore_together(runs, like, steps)
-    saved = plan.layout.stack(saved if plan.layout.seeds else [saved])
-    return saved["state"], saved["sums"]
-
-
-def _seconds_before(run: RunDirectory, step: int) -> float:
-    """Returns the seconds that an epoch took before it was stopped at `step`."""
-    path = run.path / STOPPED
-    part = records.read_object(path) if path.is_file() else {}
-    seconds = part.get("seconds") if part.get("step") == step else None
-    known = isinstance(seconds, float) and math.isfinite(seconds)
-    return float(seconds or 0.0) if known else 0.0
-
-
-def shared_steps(runs: Sequence[RunDirectory]) -> list[int]:
-    """Returns the steps of which every run has a checkpoint, the latest last."""
-    found = [set(checkpoints.saved_steps(run.checkpoints)) for run in runs]
-    return sorted(set.intersection(*found)) if found else []
-
-
-def _restore_together(
-    runs: Sequence[RunDirectory], like: Any, steps: list[int]
-) -> list[Any]:
-    """Returns what every run saved at the latest step that is intact in all of them."""
-    for step in reversed(steps):
-        try:
-            found = [checkpoints.restore(r.checkpoints, like, step)[0] for r in runs]
-        except UserError:
-            if step == steps[0]:
-                raise
-            continue
-        for run in runs:
-            if run.leads:  # a kill between two saves: these come again, the same bits
-                checkpoints.drop_after(run.checkpoints, step)
-        return found
-    raise AssertionError("there is a step")
 
 
 def _steps_done(state: Any) -> int:
@@ -256,22 +208,6 @@ def _means(plan: Plan, sums: Sums, steps: int) -> list[dict[str, float]]:
     ]
 
 
-def _save(
-    plan: Plan,
-    runs: Sequence[RunDirectory],
-    config: Any,
-    step: int,
-    state: Any,
-    sums: Sums,
-) -> None:
-    members = plan.layout.members({"state": state, "sums": sums})
-    # Runs of one program go on from a step that all have: a kill may come between them.
-    keep = max(config.keep_checkpoints, min(len(runs), 2))
-    for run, tree in zip(runs, members, strict=True):
-        if run.leads and not run.diverged:
-            checkpoints.save(run.checkpoints, step, tree, keep=keep)
-
-
 def _write(run: RunDirectory, row: dict[str, Any], seconds: float, images: int) -> None:
     run.append("metrics", row)
     rate = images / max(seconds, 1e-9)
@@ -279,7 +215,9 @@ def _write(run: RunDirectory, row: dict[str, Any], seconds: float, images: int) 
     run.append("timing", timing)
     numbers = {k: v for k, v in row.items() if isinstance(v, (int, float))}
     numbers |= {"images_per_second": rate}
-    run.scalars(row["step"], {k: v for k, v in numbers.items() if k != "step"})
+    run.tensorboard.scalars(
+        row["step"], {k: v for k, v in numbers.items() if k != "step"}
+    )
 
 
 def _mark_diverged(

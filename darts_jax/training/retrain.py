@@ -18,17 +18,16 @@ from darts_jax.models import (
     packed,
 )
 from darts_jax.training import checkpoints, loop, setup
+from darts_jax.training.compilation import compile_steps, steps_at_once
 from darts_jax.training.evaluation import make_evaluate
 from darts_jax.training.feed import make_feed, take
 from darts_jax.training.genotype_choice import genotype_of
 from darts_jax.training.interrupt import Interrupt
 from darts_jax.training.parallel import (
     Layout,
-    compile_steps,
     every_device,
     make_layout,
     process,
-    steps_at_once,
 )
 from darts_jax.training.randomness import AUGMENT_TRAIN, step_key
 from darts_jax.training.retrain_step import (
@@ -38,7 +37,7 @@ from darts_jax.training.retrain_step import (
 )
 from darts_jax.training.run_directory import RunDirectory, read_manifest
 from darts_jax.training.same_run import check_same_data, fingerprint
-from darts_jax.training.seeds import remaining_groups, trains_together
+from darts_jax.training.seeds import Kind, train
 from darts_jax.types import Batch, Model, RetrainState
 
 METRICS = ("train_loss", "train_accuracy")
@@ -48,12 +47,13 @@ class Retraining(NamedTuple):
     """A network and what trains it; enough to test a checkpoint again."""
 
     config: Any
+    genotype: Genotype
     dataset: Dataset
     layout: Layout
     model: Model
     schedule: Any
     optimizer: Any
-    steps: int
+    steps: int  # an epoch
 
 
 def build(
@@ -88,7 +88,9 @@ def build(
     )
     schedule = setup.build_schedule(config, steps)
     optimizer = setup.build_weight_optimizer(config, schedule)
-    return Retraining(config, dataset, layout, model, schedule, optimizer, steps)
+    return Retraining(
+        config, genotype, dataset, layout, model, schedule, optimizer, steps
+    )
 
 
 def data_step(
@@ -192,30 +194,16 @@ def retrain(
     genotype = genotype_of(runs, config)
     if all(run.result is not None for run in runs):
         return [run.result for run in runs]
-    dataset, task = setup.read_dataset(config), None
+    dataset = setup.read_dataset(config)
     for run in runs:
         run.bind_data(fingerprint(dataset, test=True))
-    together = trains_together(config, len(runs), dataset.streamed)
-    for group in remaining_groups(runs, together):
-        if task is None or together:
-            task = build(config, genotype, dataset, len(group) if together else 0)
-            plan = plan_of(task)
-        for run in group:
-            if run.leads:
-                save(genotype, run.path / "genotype.json")
-        state = start(task, [run.config["seed"] for run in group])
-        state, end = loop.run_epochs(plan, state, group, config, interrupt)
-        if end == "stopped":
-            return None
-        if end == "complete":
-            for run, member in zip(group, task.layout.members(state), strict=True):
-                finish(task, run, member, genotype)
-    return [run.result for run in runs]
+        if run.leads and run.result is None:
+            save(genotype, run.path / "genotype.json")
+    kind = Kind(partial(build, config, genotype, dataset), start, plan_of, finish)
+    return train(kind, runs, config, interrupt, streamed=dataset.streamed)
 
 
-def finish(
-    task: Retraining, run: RunDirectory, state: RetrainState, genotype: Genotype
-) -> None:
+def finish(task: Retraining, run: RunDirectory, state: RetrainState) -> None:
     """Writes the result of a run whose last epoch is done."""
     tested = {"epoch": task.config.num_epochs - 1}
     for row in run.rows("metrics"):
@@ -226,7 +214,7 @@ def finish(
     image_shape = task.dataset.train_images.shape[1:]
     result = {
         "command": "retrain",
-        "genotype": genotype.to_json(),
+        "genotype": task.genotype.to_json(),
         "genotype_name": task.config.genotype,
         **{name: tested[name] for name in tested if name.startswith("test_")},
         "parameters": count_parameters(state.weights),

@@ -18,11 +18,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-import numpy as np
-
 from darts_jax.errors import UserError
 from darts_jax.training import manifest, records
 from darts_jax.training.same_run import LOCAL_FIELDS, check_same, check_same_data
+from darts_jax.training.tensorboard import TensorBoard
 
 ROWS = ("metrics", "genotypes", "timing")
 LOCK = "lock"
@@ -33,6 +32,7 @@ class RunDirectory:
 
     path: the directory. config: as recorded in config.json. resumed: whether it was there.
     leads: whether this process writes; one that follows keeps its rows in memory only.
+    tensorboard: writes nothing if the config says so, or the run is followed.
     diverged: why its training cannot go on, in this process; empty while it can.
     """
 
@@ -45,7 +45,9 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self._lock = lock
         self._rows = {name: records.read_rows(path / f"{name}.jsonl") for name in ROWS}
-        self._tensorboard: Any = None
+        self.tensorboard = TensorBoard(
+            path / "tensorboard", enabled=self.leads and config.get("tensorboard", True)
+        )
 
     def __enter__(self) -> "RunDirectory":
         return self
@@ -60,9 +62,7 @@ class RunDirectory:
 
     def close(self) -> None:
         """Closes the TensorBoard file and gives the lock back."""
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-            self._tensorboard = None
+        self.tensorboard.close()
         if self._lock is not None:
             self._lock.close()
 
@@ -120,45 +120,10 @@ class RunDirectory:
             path = self.path / f"{name}.jsonl"
             keep = records.truncate_rows if self.leads else records.rows_until
             self._rows[name] = keep(path, epoch)
-        if self._rows["metrics"] or (self.path / "metrics.csv").is_file():
+        rows = self._rows["metrics"]
+        self.tensorboard.last_step = rows[-1].get("step", 0) if rows else -1
+        if rows or (self.path / "metrics.csv").is_file():
             self._write_csv()
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes `{tag: value}` at `step` for TensorBoard, unless the config says no."""
-        if not self._wants_tensorboard:
-            return
-        writer = self._open_tensorboard()
-        for tag, value in values.items():
-            writer.add_scalar(tag, float(value), step)
-        writer.flush()
-
-    def text(self, step: int, tag: str, text: str) -> None:
-        """Writes a preformatted text at `step` for TensorBoard."""
-        if self._wants_tensorboard:
-            indented = "\n".join(f"    {line}" for line in text.splitlines())
-            self._open_tensorboard().add_text(tag, indented, step)
-
-    def heat_map(self, step: int, tag: str, values: np.ndarray) -> None:
-        """Draws a matrix of values in [0, 1] at `step` for TensorBoard, dark is large."""
-        if self._wants_tensorboard:
-            cells = np.kron(255 * (1 - values), np.ones((16, 32))).astype(np.uint8)
-            self._open_tensorboard().add_image(tag, cells, step, dataformats="HW")
-
-    @property
-    def _wants_tensorboard(self) -> bool:
-        return self.leads and self.config.get("tensorboard", True)
-
-    def _open_tensorboard(self) -> Any:
-        if self._tensorboard is None:
-            from tensorboardX import SummaryWriter
-
-            # The viewer hides what an interrupted process wrote beyond this step.
-            rows = self._rows["metrics"]
-            last = rows[-1].get("step", 0) if rows else -1
-            self._tensorboard = SummaryWriter(
-                str(self.path / "tensorboard"), purge_step=last + 1
-            )
-        return self._tensorboard
 
     def _write_csv(self) -> None:
         if self.leads:

@@ -15,6 +15,7 @@ from darts_jax.models import count_parameters, make_supernet, packed
 from darts_jax.one_shot import ONE_SHOT, OneShot
 from darts_jax.spaces import Space
 from darts_jax.training import loop, setup
+from darts_jax.training.compilation import compile_steps, steps_at_once
 from darts_jax.training.evaluation import make_evaluate
 from darts_jax.training.feed import make_feed, take
 from darts_jax.training.interrupt import Interrupt
@@ -22,10 +23,8 @@ from darts_jax.training.metrics import edge_weight_metrics
 from darts_jax.training.optimizers import Schedule
 from darts_jax.training.parallel import (
     Layout,
-    compile_steps,
     make_layout,
     process,
-    steps_at_once,
 )
 from darts_jax.training.randomness import AUGMENT_TRAIN, AUGMENT_VALID, step_key
 from darts_jax.training.run_directory import RunDirectory
@@ -36,7 +35,7 @@ from darts_jax.training.search_step import (
     initial_search_state,
     make_search_step,
 )
-from darts_jax.training.seeds import remaining_groups, trains_together
+from darts_jax.training.seeds import Kind, train
 from darts_jax.types import Batch, EdgeWeights, Model, SearchState
 
 METRICS = ("train_loss", "train_accuracy", "valid_loss", "valid_accuracy")
@@ -241,9 +240,9 @@ def record_epoch(
         },
     )
     step = (epoch + 1) * task.steps
-    run.text(step, "genotype", pretty(genotype))
+    run.tensorboard.text(step, "genotype", pretty(genotype))
     for kind, values in edge_weights.items():
-        run.heat_map(step, f"edge weights, {kind} (edges down)", values)
+        run.tensorboard.heat_map(step, f"edge weights, {kind} (edges down)", values)
     row = {"learning_rate": float(task.schedule(jnp.int32(epoch * task.steps)))}
     row |= edge_weight_metrics(edge_weights, genotype)
     every = task.config.evaluate_every
@@ -266,23 +265,12 @@ def search(
     """
     if all(run.result is not None for run in runs):
         return [run.result for run in runs]
-    dataset, task = setup.read_dataset(config), None
+    dataset = setup.read_dataset(config)
     for run in runs:
         found = fingerprint(dataset, test=False) | setup.edge_primitives_digest(config)
         run.bind_data(found)
-    together = trains_together(config, len(runs), dataset.streamed)
-    for group in remaining_groups(runs, together):
-        if task is None or together:
-            task = build(config, dataset, len(group) if together else 0)
-            plan = plan_of(task)
-        state = start(task, [run.config["seed"] for run in group])
-        state, end = loop.run_epochs(plan, state, group, config, interrupt)
-        if end == "stopped":
-            return None
-        if end == "complete":
-            for run, member in zip(group, task.layout.members(state), strict=True):
-                finish(task, run, member)
-    return [run.result for run in runs]
+    kind = Kind(partial(build, config, dataset), start, plan_of, finish)
+    return train(kind, runs, config, interrupt, streamed=dataset.streamed)
 
 
 def finish(task: Search, run: RunDirectory, state: SearchState) -> None:

@@ -5,16 +5,18 @@ that a report shows their mean and spread and each can be resumed alone.
 """
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from darts_jax.errors import UserError
-from darts_jax.training.loop import shared_steps
+from darts_jax.training.interrupt import Interrupt
+from darts_jax.training.loop import Plan, run_epochs
 from darts_jax.training.parallel import any_process, leads
+from darts_jax.training.resume import shared_steps
 from darts_jax.training.run_directory import RunDirectory, follow_run, open_run
 
 
@@ -80,7 +82,8 @@ def trains_together(config: Any, runs: int, streamed: bool) -> bool:
     """Whether the runs of several seeds are one program: `parallel.seeds`.
 
     Raises:
-        UserError: "together" with streamed data, which feed one run at a time.
+        UserError: "together" with streamed data, which feed one run at a time, or
+            `parallel.seed_devices` where no seeds are together.
     """
     mode = config.parallel.seeds
     if streamed and mode == "together":
@@ -90,7 +93,13 @@ def trains_together(config: Any, runs: int, streamed: bool) -> bool:
         )
     # On a CPU the vmapped program takes longer than the programs one after another.
     wanted = mode == "together" or (mode == "auto" and jax.default_backend() != "cpu")
-    return runs > 1 and wanted and not streamed
+    together = runs > 1 and wanted and not streamed
+    if config.parallel.seed_devices > 1 and not together:
+        raise UserError(
+            f"config.parallel.seed_devices={config.parallel.seed_devices} needs the runs of "
+            "several seeds in one program (num_seeds, parallel.seeds=together); choose 0"
+        )
+    return together
 
 
 def groups(runs: Sequence[RunDirectory], together: bool) -> list[list[RunDirectory]]:
@@ -125,6 +134,50 @@ def remaining_groups(
     while found := groups(runs, together):
         yield found[0]
         any_process(False)  # the first process may be writing what the others read next
+
+
+class Kind(NamedTuple):
+    """What a search and a retraining do differently.
+
+    build: `seeds -> task`, whose `layout` is that of so many runs in one program (0: one run).
+    start: `(task, seeds) -> state` before the first step.
+    plan_of: `task -> Plan`.
+    finish: `(task, run, state)`, which writes the result of a run that is complete.
+    """
+
+    build: Callable[[int], Any]
+    start: Callable[[Any, Sequence[int]], Any]
+    plan_of: Callable[[Any], Plan]
+    finish: Callable[[Any, RunDirectory, Any], None]
+
+
+def train(
+    kind: Kind,
+    runs: Sequence[RunDirectory],
+    config: Any,
+    interrupt: Interrupt,
+    *,
+    streamed: bool,
+) -> list[dict[str, Any] | None] | None:
+    """Trains what remains of the runs, in one program or one after another.
+
+    Returns the contents of their result.json, None for a run that has diverged, or None when a
+    signal stopped them (all that was done is saved). Raises UserError as `kind.build` and
+    `trains_together` do.
+    """
+    task, together = None, trains_together(config, len(runs), streamed)
+    for group in remaining_groups(runs, together):
+        if task is None or together:
+            task = kind.build(len(group) if together else 0)
+            plan = kind.plan_of(task)
+        state = kind.start(task, [run.config["seed"] for run in group])
+        state, end = run_epochs(plan, state, group, config, interrupt)
+        if end == "stopped":
+            return None
+        if end == "complete":
+            for run, member in zip(group, task.layout.members(state), strict=True):
+                kind.finish(task, run, member)
+    return [run.result for run in runs]
 
 
 def check_converged(runs: Sequence[RunDirectory]) -> None:

@@ -20,11 +20,12 @@ from darts_jax.bilevel import HYPERGRADIENTS  # noqa: E402
 from darts_jax.models import make_network, make_supernet  # noqa: E402
 from darts_jax.one_shot import ONE_SHOT  # noqa: E402
 from darts_jax.spaces import SPACES, random_genotype  # noqa: E402
+from darts_jax.training.compilation import compile_steps  # noqa: E402
 from darts_jax.training.optimizers import (  # noqa: E402
     alpha_optimizer,
     weight_optimizer,
 )
-from darts_jax.training.parallel import compile_steps, make_layout  # noqa: E402
+from darts_jax.training.parallel import make_layout  # noqa: E402
 from darts_jax.training.retrain_step import (  # noqa: E402
     initial_retrain_state,
     make_retrain_step,

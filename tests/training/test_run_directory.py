@@ -293,10 +293,10 @@ def test_csv_has_the_columns_of_every_row(tmp_path: Path) -> None:
 
 def test_tensorboard_is_written_where_wanted(tmp_path: Path) -> None:
     with open_run(tmp_path / "on", "search", {"tensorboard": True}, []) as run:
-        run.scalars(3, {"loss": 1.5})
+        run.tensorboard.scalars(3, {"loss": 1.5})
     assert list((tmp_path / "on" / "tensorboard").glob("events*"))
     with open_run(tmp_path / "off", "search", {"tensorboard": False}, []) as run:
-        run.scalars(3, {"loss": 1.5})
+        run.tensorboard.scalars(3, {"loss": 1.5})
     assert not (tmp_path / "off" / "tensorboard").exists()
 
 

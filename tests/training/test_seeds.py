@@ -23,8 +23,9 @@ from darts_jax.training.seeds import (
 CONFIG = {"seed": 3, "num_seeds": 2, "x": 1}
 
 
-def parallel(mode: str) -> Any:
-    return SimpleNamespace(parallel=SimpleNamespace(seeds=mode))
+def parallel(mode: str, seed_devices: int = 0) -> Any:
+    fields = SimpleNamespace(seeds=mode, seed_devices=seed_devices)
+    return SimpleNamespace(parallel=fields)
 
 
 def test_one_seed_is_the_folder_itself(tmp_path: Path) -> None:
@@ -71,6 +72,13 @@ def test_streams_feed_one_run_at_a_time() -> None:
         UserError, match="seeds='together' needs the data on the device"
     ):
         trains_together(parallel("together"), 2, True)
+
+
+@pytest.mark.parametrize(("mode", "runs"), [("in_turn", 2), ("together", 1)])
+def test_devices_along_seeds_need_seeds_together(mode: str, runs: int) -> None:
+    with pytest.raises(UserError, match="seed_devices=2 needs the runs of several"):
+        trains_together(parallel(mode, 2), runs, False)
+    assert trains_together(parallel("together", 2), 2, False)
 
 
 class FakeRun:
