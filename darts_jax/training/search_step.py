@@ -130,18 +130,17 @@ def at_step(weight_opt: optax.OptState, step: jax.Array) -> optax.OptState:
     )
 
 
-def alphas_step(
+def hypergradient_at(
     levels: Levels, state: SearchState, train_batch: Batch, valid_batch: Batch
-) -> tuple[SearchState, Metrics]:
-    """Returns the state after one update of the alphas, and valid_loss, valid_accuracy."""
-    optimizers = levels.optimizers
+) -> Hypergradient:
+    """Returns the gradient of the alphas at `state`, before the upper level's optimizer."""
     weight_opt = at_step(state.weight_opt, state.step)
 
     def virtual_step(weights: Weights, grads: Weights) -> Weights:
-        updates, _ = optimizers.virtual.update(grads, weight_opt, weights)
+        updates, _ = levels.optimizers.virtual.update(grads, weight_opt, weights)
         return optax.apply_updates(weights, updates)
 
-    result = levels.hypergradient(
+    return levels.hypergradient(
         loss_at(levels, state),
         virtual_step,
         state.weights,
@@ -149,7 +148,14 @@ def alphas_step(
         train_batch,
         valid_batch,
     )
-    updates, alpha_opt = optimizers.alphas.update(
+
+
+def alphas_step(
+    levels: Levels, state: SearchState, train_batch: Batch, valid_batch: Batch
+) -> tuple[SearchState, Metrics]:
+    """Returns the state after one update of the alphas, and valid_loss, valid_accuracy."""
+    result = hypergradient_at(levels, state, train_batch, valid_batch)
+    updates, alpha_opt = levels.optimizers.alphas.update(
         result.alphas, state.alpha_opt, state.alphas
     )
     passes = [stats for stats, _ in result.train_aux]
