@@ -163,7 +163,9 @@ def _augmentation() -> ConfigDict:
     augmentation.name = "crop_flip"  # or "resized_crop" (ImageNet)
     augmentation.crop_padding = 4  # pixels a side
     augmentation.flip = True  # left and right, with probability 1/2
-    augmentation.cutout = 0  # pixels a side of the square set to zero; 0: none
+    augmentation.cutout = (
+        0  # pixels a side of the square set to zero, rounded down to even; 0: none
+    )
     return augmentation
 
 
@@ -171,10 +173,10 @@ def _add_retrain(config: ConfigDict) -> None:
     config.genotype = ""  # retrain: a JSON file, a name in the zoo, a text, or "random"
     config.genotype_seed = 0  # retrain: which one, where the genotype is "random"
     config.drop_path = (
-        0.0  # retrain: probability at the last epoch; grows linearly from 0
+        0.0  # retrain: probability times epoch / num_epochs, so 0 at first
     )
     config.auxiliary_weight = 0.4  # retrain: of the auxiliary head's loss
-    config.label_smoothing = 0.0  # retrain: probability taken from the true class
+    config.label_smoothing = 0.0  # retrain: probability spread over all classes
     # Epochs between tests of a retraining (0: only at the end), or of a search between
     # evaluations of the supernet on the alphas' images (0: only at the end).
     config.evaluate_every = 0

@@ -122,11 +122,34 @@ READ_BY: dict[str, tuple[str, ...]] = {
 }
 
 
-def check_overrides(command: str, fields: Iterable[str]) -> None:
+# What is read where another field has one of some values only.
+READ_WHERE: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "finite_difference.radius": ("hypergradient", ("finite_difference",)),
+    "weights.learning_rate_min": ("weights.schedule", ("cosine",)),
+    "weights.decay": ("weights.schedule", ("exponential",)),
+    "augmentation.crop_padding": ("augmentation.name", ("crop_flip",)),
+    "augmentation.flip": ("augmentation.name", ("crop_flip", "resized_crop")),
+    "augmentation.cutout": ("augmentation.name", ("crop_flip", "resized_crop")),
+    "genotype_seed": ("genotype", ("random",)),
+}
+
+
+def check_overrides(
+    command: str, fields: Iterable[str], flat: Mapping[str, Any]
+) -> None:
     """Raises UserError where an override names a field that the command does not read.
 
     Values that a config file sets are not looked at: one file may serve both commands.
+    flat: {field: value} of the whole config.
     """
+    for field in fields:
+        switch, values = READ_WHERE.get(field, ("", ()))
+        if switch in flat and flat[switch] not in values:
+            wanted = " or ".join(map(str, values))
+            raise UserError(
+                f"--config.{field} does nothing with config.{switch}="
+                f"{flat[switch]!s:.80}: only {wanted} reads it"
+            )
     for other, own in READ_BY.items():
         for field in fields:
             if other != command and any(

@@ -79,12 +79,12 @@ def load(
     given = arguments.flags["workdir"]
     config = load_file(Path(path), arg)
     apply_overrides(config, arguments.overrides)
-    check_overrides(command, arguments.overrides)
     resolve_preset(config)
     flat = flatten(config.to_dict())
     check_fields(flat)
     check_values(flat)
     check_names(flat)
+    check_overrides(command, arguments.overrides, flat)
     if command == "retrain" and not flat.get("genotype"):
         raise UserError(
             "retrain needs a genotype: --config.genotype=FILE.json, a name in the zoo "

@@ -62,11 +62,17 @@ def random_cutout(key: jax.Array, images: jax.Array, side: int) -> jax.Array:
 
     As in the reference's utils.Cutout: the centre is any pixel, the square is clipped at the
     borders and reaches from centre - side // 2 up to, not including, centre + side // 2.
-    Applied to normalised images, where 0 is the mean colour.
+    Applied to normalised images, where 0 is the mean colour. Raises `UserError` for a square
+    larger than the image.
     """
     if side == 0:
         return images
     batch, height, width, _ = images.shape
+    if not 0 <= side <= max(height, width):
+        raise UserError(
+            f"augmentation.cutout={side} must be >= 0 and no larger than the image of "
+            f"{height}x{width}"
+        )
     limits = jnp.array([height, width])
     centres = jax.vmap(lambda k: jax.random.randint(k, (2,), 0, limits))(
         image_keys(key, batch)
@@ -95,17 +101,12 @@ def augment(
     """CIFAR's augmentation: random crop, flip, normalise, cutout (0: none).
 
     Order and meaning as in quark0/darts, cnn/utils.py. uint8 `[B, H, W, C]` in, float32 out.
-    Raises `UserError` when the padding is not smaller than the image, or the cutout larger.
+    Raises `UserError` when the padding is not smaller than the image, or as `random_cutout`.
     """
     if not 0 <= crop_padding < min(images.shape[1:3]):
         raise UserError(
             f"augmentation.crop_padding={crop_padding} must be >= 0 and smaller than the "
             f"image of {images.shape[1]}x{images.shape[2]}"
-        )
-    if not 0 <= cutout <= max(images.shape[1:3]):
-        raise UserError(
-            f"augmentation.cutout={cutout} must be >= 0 and no larger than the image of "
-            f"{images.shape[1]}x{images.shape[2]}"
         )
     crop_key, flip_key, cutout_key = jax.random.split(key, 3)
     images = random_crop(crop_key, images, crop_padding)
@@ -129,7 +130,8 @@ def augment_resized(
 
     As in quark0/darts, cnn/train_imagenet.py (which has no cutout); colours are jittered in
     RGB images only. cropped: the images come cropped, as streamed ones do, whose crops are
-    cut from the files' own sizes. `crop_padding` has no meaning here.
+    cut from the files' own sizes. `crop_padding` has no meaning here. Raises `UserError` as
+    `random_cutout`.
     """
     del crop_padding
     crop_key, flip_key, color_key, cutout_key = jax.random.split(key, 4)

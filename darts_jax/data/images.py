@@ -69,12 +69,17 @@ def decode(
     scaled to 8 bits. Bilinear with antialiasing, as torchvision's Resize. keep: the share of
     each side that the crop keeps (ImageNet's tests: 224 of 256). With `rng` the crop is
     torchvision's RandomResizedCrop of the whole image instead. Raises `UserError` that gives
-    `name`, or else the path, when the image cannot be read.
+    `name`, or else the path, when the image cannot be read, or its values have no known scale.
     """
     with _opened(file, name or str(file)) as image:
+        if image.mode == "F":
+            raise ValueError("its values are real numbers of no known scale")
         if image.mode.startswith("I;16") or image.mode == "I":
             # convert("RGB") would clip to 255 instead of scaling.
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            values = np.asarray(image)
+            if image.mode == "I" and not _is_16_bit(values):
+                raise ValueError("its 32-bit values are not those of a 16-bit image")
+            image = Image.fromarray((values >> 8).astype(np.uint8))
         image = image.convert(MODES[channels])
         if rng is not None:
             # Cropped first: a resize of a box would let its neighbours' pixels in.
@@ -84,6 +89,13 @@ def decode(
             image = _centre(image, size, keep)
         pixels = np.asarray(image)
         return pixels if channels > 1 else pixels[..., None]
+
+
+def _is_16_bit(values: np.ndarray) -> bool:
+    """Whether whole numbers are a 16-bit image's: up to 65535, and not all of 8 bits."""
+    return bool(values.min() >= 0) and (
+        256 <= int(values.max()) <= 65535 or not values.any()
+    )
 
 
 def _centre(image: Image.Image, size: tuple[int, int], keep: float) -> Image.Image:

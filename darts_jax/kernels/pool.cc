@@ -13,7 +13,7 @@ using namespace planes;
 
 constexpr int64_t kImages = 32;  // that one task takes at a time
 
-// One image's max pool: the largest of the taps and its number; of equals the first wins.
+// One image's max pool: the largest of the taps and its number; of equals the first wins, and a NaN.
 template <typename T>
 void MaxOf(const Geometry& g, const T* planes, T* best, T* which) {
   for (int64_t v = 0; v < g.Span(); ++v) {
@@ -24,7 +24,7 @@ void MaxOf(const Geometry& g, const T* planes, T* best, T* which) {
     const T* from = planes + g.offset[t];
     const T tap = t;
     for (int64_t v = 0; v < g.Span(); ++v) {
-      const bool more = from[v] > best[v];
+      const bool more = (from[v] > best[v]) | (from[v] != from[v]);
       best[v] = more ? from[v] : best[v];
       which[v] = more ? tap : which[v];
     }

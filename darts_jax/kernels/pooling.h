@@ -19,12 +19,21 @@ namespace planes {
 
 enum class Pool { kIdentity, kMax, kAverage };  // in the order of mixed.KINDS
 
-// x, y or z: of the first of the largest of a, b, c. V is a number or a vector of them.
+// Whether b replaces a as the largest: of equals the first stays, and of anything and a NaN
+// the NaN, so that a run that diverged is not turned into constants. V is a number or a vector.
+template <typename V>
+inline auto Replaces(V b, V a) {
+  return (b > a) | (b != b);
+}
+
+constexpr auto kLarger = [](auto a, auto b) { return Replaces(b, a) ? b : a; };
+
+// x, y or z: of the first of the largest of a, b, c.
 template <typename V>
 inline V OfLargest(V a, V b, V c, V x, V y, V z) {
-  const auto second = b > a;
+  const auto second = Replaces(b, a);
   const V best = second ? b : a, found = second ? y : x;
-  return c > best ? z : found;
+  return Replaces(c, best) ? z : found;
 }
 
 template <typename T>
@@ -56,7 +65,7 @@ class Pooling {
     T *plane = room, *rows = plane + Padded(), *full = stride_ == 1 ? y : rows + Padded();
     Padding(x, pool == Pool::kMax ? kLowest : T(0), plane);
     if (pool == Pool::kMax) {
-      Windows(plane, rows, full, [](auto a, auto b) { return b > a ? b : a; });
+      Windows(plane, rows, full, kLarger);
     } else {
       Windows(plane, rows, full, [](auto a, auto b) { return a + b; });
       Divide(full, full);
@@ -79,7 +88,7 @@ class Pooling {
       return;
     }
     Padding(x, kLowest, plane);
-    Rows(plane, rows, [](auto a, auto b) { return b > a ? b : a; });
+    Rows(plane, rows, kLarger);
     // First to the row of its window's largest number, then to the pixel in that row.
     std::fill(sent, sent + Padded(), T(0));
     for (int64_t h = 0; h < height_; ++h, dy += row_, rows += row_, sent += row_) {
@@ -118,7 +127,7 @@ class Pooling {
       *rows_t = rows + Padded(), *full = stride_ == 1 ? y_t : rows_t + Padded();
     Padding(x, kLowest, plane);
     Padding(x_t, T(0), plane_t);
-    Rows(plane, rows, [](auto a, auto b) { return b > a ? b : a; });
+    Rows(plane, rows, kLarger);
     const auto choose = [](const T* from, const T* of, int64_t step, int64_t count, T* to) {
       Along<T>(count, [=](int64_t v, auto as) {
         Write(to + v, OfLargest(Read(from + v, as), Read(from + v + step, as),

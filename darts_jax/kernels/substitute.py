@@ -91,8 +91,18 @@ def with_jvp(
         return jax.tree.leaves(results), jax.tree.leaves(changes)
 
     def batched(operands: Any, axes: Any, **static: Any) -> Any:
-        run = functools.partial(flat_kernel, **static)
-        results = jax.vmap(run, axes)(*operands)
+        # One after another, and by the primitive: what is mapped is differentiated, too.
+        mapped = {
+            i: jnp.moveaxis(operand, axis, 0)
+            for i, (operand, axis) in enumerate(zip(operands, axes, strict=True))
+            if axis is not None
+        }
+
+        def one(rows: Any) -> Any:
+            given = (rows.get(i, operand) for i, operand in enumerate(operands))
+            return primitive.bind(*given, **static)
+
+        results = jax.lax.map(one, mapped)
         return results, [0] * len(results)
 
     @functools.cache

@@ -265,7 +265,8 @@ def max_pool(x: jax.Array, *, stride: int) -> jax.Array:
     """3x3 max pool with padding 1, `[..., H, W]` to `[..., H', W']`.
 
     Of equal values the first in row-major order takes the gradient, as in PyTorch: columns
-    are compared first, then rows, and only a strictly greater value replaces the first.
+    are compared first, then rows, and only a strictly greater value replaces the first. A
+    NaN is the largest.
     """
     if depthwise.choice() == "native":
         return native_max_pool(x.astype(exact(x.dtype)), stride).astype(x.dtype)
@@ -273,7 +274,7 @@ def max_pool(x: jax.Array, *, stride: int) -> jax.Array:
         views = _shifts(x, x.ndim + axis, 3, stride, 1, -jnp.inf)
         x = views[0]
         for view in views[1:]:
-            x = jnp.where(view > x, view, x)
+            x = jnp.where((view > x) | jnp.isnan(view), view, x)
     return x
 
 

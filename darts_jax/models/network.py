@@ -109,6 +109,12 @@ def _check_genotype(genotype: Genotype) -> None:
             raise UserError(
                 f"the {kind} cell has {given} inputs; {skeleton} needs {num_inputs}"
             )
+        concat = genotype.cells[kind].concat
+        if skeleton == "nas_bench_201" and len(concat) > 1:
+            raise UserError(
+                f"the {kind} cell concatenates the states {list(concat)}; {skeleton} needs a "
+                "single one"
+            )
 
 
 def _check_auxiliary(image_shape: tuple[int, ...], num_cells: int, stem: str) -> None:

@@ -4,6 +4,7 @@ import math
 import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from darts_jax.genotype import Genotype, pretty
 from darts_jax.notation import shown
@@ -14,6 +15,7 @@ ROLES = {
     "derived": "retrainings of derived genotypes",
     "random": "retrainings of random genotypes",
 }
+TRAINING_DATA = {"training images", "image shape", "classes", "mean", "std"}
 # What may differ between runs that are averaged: the seeds, and what they lead to.
 _FREE = ("seed", "genotype", "genotype_seed", "workdir", "progress", "log_every_steps")
 
@@ -79,14 +81,47 @@ def difference_text(first: Statistic | None, second: Statistic | None) -> str | 
 
 
 def by_dataset(runs: Sequence[Run]) -> dict[str, dict[str, list[Run]]]:
-    """Returns {data set: {role: runs}}; accuracies on two data sets have no common mean."""
-    groups: dict[str, dict[str, list[Run]]] = {}
+    """Returns {data set: {role: runs}}; accuracies on two data sets have no common mean.
+
+    A folder has the name of its path. What two runs found in their data says whether it is
+    the same set: it may have moved, and two places may have one name.
+    """
+    groups: list[list[Run]] = []
     for run in runs:
-        groups.setdefault(run.dataset, {}).setdefault(run.role, []).append(run)
+        for group in groups:
+            if all(_same_data(run, other) for other in group):
+                group.append(run)
+                break
+        else:
+            groups.append([run])
+    named: dict[str, list[Run]] = {}
+    for group in groups:
+        name, number = group[0].dataset, 1
+        while name in named:
+            number += 1
+            name = f"{group[0].dataset} #{number}"
+        named[name] = group
     return {
-        name: {role: roles[role] for role in ROLES if role in roles}
-        for name, roles in groups.items()
+        name: {
+            role: members
+            for role in ROLES
+            if (members := [run for run in group if run.role == role])
+        }
+        for name, group in named.items()
     }
+
+
+def _same_data(first: Run, second: Run) -> bool:
+    """Whether two runs are of one data set, as far as can be told."""
+    names = [run.dataset.partition(" ")[0] for run in (first, second)]
+    if names[0] != names[1]:
+        return False
+    one, other = first.manifest.get("data"), second.manifest.get("data")
+    if names[0] != "folder" or not (isinstance(one, dict) and isinstance(other, dict)):
+        return first.dataset == second.dataset
+    # Only retrainings know the test images: of both commands, the training images speak.
+    known = {*one, *other} if first.command == second.command else TRAINING_DATA
+    return all(one.get(field) == other.get(field) for field in known)
 
 
 def group_notes(groups: dict[str, dict[str, list[Run]]]) -> list[str]:
@@ -102,14 +137,31 @@ def group_notes(groups: dict[str, dict[str, list[Run]]]) -> list[str]:
             if fields:
                 notes.append(f"{what} on {dataset} differ in {', '.join(fields)}")
         # What searches of several seeds have found belongs together; what is named does not.
-        named = {_named(run) for run in roles.get("derived", [])}
-        if len(named) > 1:
-            several = ", ".join(sorted(filter(None, named)))
-            more = " and derived ones" if None in named else ""
+        names = {run.genotype: _named(run) for run in roles.get("derived", [])}
+        if len(names) > 1 and any(names.values()):
+            several = ", ".join(sorted(filter(None, names.values())))
+            more = " and derived ones" if None in names.values() else ""
             notes.append(
                 f"one mean of different genotypes on {dataset}: {several}{more}"
             )
+        for members in roles.values():
+            notes += [
+                f"{' and '.join(labels)} are of the same seed: counted as {len(labels)} runs"
+                for labels in _repeated(members)
+            ]
     return notes
+
+
+def _repeated(runs: Sequence[Run]) -> list[list[str]]:
+    """Returns the labels of finished runs that are no independent ones: copies of a run."""
+    found: dict[tuple[Any, ...], list[str]] = {}
+    for run in runs:
+        if run.score is not None and "seed" in run.config:
+            drawn = run.config.get("genotype_seed") if run.role == "random" else None
+            trained = None if run.command == "search" else run.genotype
+            key = str(run.config["seed"]), str(drawn), trained
+            found.setdefault(key, []).append(run.label)
+    return [labels for labels in found.values() if len(labels) > 1]
 
 
 def _named(run: Run) -> str | None:

@@ -38,6 +38,7 @@ def estimate_search(config: Any) -> list[str]:
         f"multiply-adds   {count_multiply_adds(task.model, image, ones) / 1e6:,.1f} M an "
         "image, forward",
         *_memory(search.plan_of(task), state, config.batch_size),
+        *search.warnings(config),
     ]
 
 

@@ -37,7 +37,7 @@ from darts_jax.training.retrain_step import (
 )
 from darts_jax.training.run_directory import RunDirectory, read_manifest
 from darts_jax.training.same_run import check_same_data, fingerprint
-from darts_jax.training.seeds import Kind, train
+from darts_jax.training.seeds import Kind, all_stand, train
 from darts_jax.types import Batch, Model, RetrainState
 
 METRICS = ("train_loss", "train_accuracy")
@@ -192,7 +192,7 @@ def retrain(
         UserError: the genotype, data or config cannot be used.
     """
     genotype = genotype_of(runs, config)
-    if all(run.result is not None for run in runs):
+    if all_stand(runs):
         return [run.result for run in runs]
     dataset = setup.read_dataset(config)
     for run in runs:

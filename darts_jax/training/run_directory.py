@@ -31,6 +31,7 @@ class RunDirectory:
     """The open run: its rows and files; a context manager that gives the lock back.
 
     path: the directory. config: as recorded in config.json. resumed: whether it was there.
+    moved: whether the data are said to be elsewhere than recorded, and not compared yet.
     leads: whether this process writes; one that follows keeps its rows in memory only.
     tensorboard: writes nothing if the config says so, or the run is followed.
     diverged: why its training cannot go on, in this process; empty while it can.
@@ -39,7 +40,7 @@ class RunDirectory:
     def __init__(self, path: Path, config: dict[str, Any], lock: TextIO | None) -> None:
         self.path = path
         self.config = config
-        self.resumed = False
+        self.resumed = self.moved = False
         self.leads = lock is not None
         self.diverged = ""
         self.checkpoints = path / "checkpoints"
@@ -80,8 +81,19 @@ class RunDirectory:
             )
         return result
 
+    def stands(self, found: Mapping[str, Any]) -> bool:
+        """Whether the run is complete, and its data need not be compared once more.
+
+        They are where they were, and `found`, a part of their fingerprint, is as recorded.
+        """
+        recorded = read_manifest(self.path).get("data", {})
+        same = all(recorded.get(name) == value for name, value in found.items())
+        return self.result is not None and not self.moved and same
+
     def bind_data(self, found: Mapping[str, Any]) -> None:
         """Records the fingerprint of a new run's data, and compares a resumed one's.
+
+        Their place is recorded once they are known to be the same.
 
         Raises:
             UserError: the run was started on other data.
@@ -91,6 +103,12 @@ class RunDirectory:
             check_same_data(self.path, made["data"], found)
         else:  # new, or of a version that did not record it
             self.write_json("manifest.json", made | {"data": found})
+        if (
+            self.resumed
+            and records.read_object(self.path / "config.json") != self.config
+        ):
+            self.write_json("config.json", self.config)
+        self.moved = False
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes `value` to the file `name` of the run, atomically."""
@@ -258,8 +276,11 @@ def _has_progress(path: Path) -> bool:
 def _resume(run: RunDirectory, command: str, argv: Sequence[str]) -> None:
     made_by, recorded = read_run(run.path)
     check_same(run.path, (made_by, recorded), (command, run.config))
-    if recorded != run.config:
-        run.write_json("config.json", run.config)
+    run.moved = any(
+        recorded["dataset"].get(field) != run.config["dataset"].get(field)
+        for field in ("path", "data_dir")
+        if "dataset" in recorded and "dataset" in run.config
+    )
     made = read_manifest(run.path)
     restart = {
         "started": manifest.now(),

@@ -1,5 +1,6 @@
 """A whole search: data, supernet, bilevel steps, a genotype an epoch, the result."""
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,6 +24,7 @@ from darts_jax.training.metrics import edge_weight_metrics
 from darts_jax.training.optimizers import Schedule
 from darts_jax.training.parallel import (
     Layout,
+    leads,
     make_layout,
     process,
 )
@@ -35,7 +37,7 @@ from darts_jax.training.search_step import (
     initial_search_state,
     make_search_step,
 )
-from darts_jax.training.seeds import Kind, train
+from darts_jax.training.seeds import Kind, all_stand, train
 from darts_jax.types import Batch, EdgeWeights, Model, SearchState
 
 METRICS = ("train_loss", "train_accuracy", "valid_loss", "valid_accuracy")
@@ -157,6 +159,16 @@ def build(config: Any, dataset: Dataset, seeds: int = 0) -> Search:
     )
 
 
+def warnings(config: Any) -> list[str]:
+    """Returns a line where no cell of the supernet is a normal one; none where all is well."""
+    if setup.build_space(config).skeleton != "darts" or config.model.num_cells > 2:
+        return []
+    return [
+        f"note: model.num_cells={config.model.num_cells} makes reduction cells only (at 1/3 "
+        "and 2/3 of the depth): the normal cell is not trained; choose at least 3"
+    ]
+
+
 def start(task: Search, seeds: Sequence[int]) -> SearchState:
     """Returns the state of the seeds before the first step."""
     initialise = partial(
@@ -263,12 +275,14 @@ def search(
     Raises:
         UserError: the data or the config cannot be used.
     """
-    if all(run.result is not None for run in runs):
+    lists = setup.edge_primitives_digest(config)
+    if all_stand(runs, lists):
         return [run.result for run in runs]
     dataset = setup.read_dataset(config)
     for run in runs:
-        found = fingerprint(dataset, test=False) | setup.edge_primitives_digest(config)
-        run.bind_data(found)
+        run.bind_data(fingerprint(dataset, test=False) | lists)
+    if leads():
+        sys.stderr.writelines(f"{line}\n" for line in warnings(config))
     kind = Kind(partial(build, config, dataset), start, plan_of, finish)
     return train(kind, runs, config, interrupt, streamed=dataset.streamed)
 

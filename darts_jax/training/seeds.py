@@ -136,6 +136,13 @@ def remaining_groups(
         any_process(False)  # the first process may be writing what the others read next
 
 
+def all_stand(
+    runs: Sequence[RunDirectory], found: Mapping[str, Any] | None = None
+) -> bool:
+    """Whether all of the runs are complete, in every process: `RunDirectory.stands`."""
+    return not any_process(not all(run.stands(found or {}) for run in runs))
+
+
 class Kind(NamedTuple):
     """What a search and a retraining do differently.
 

@@ -29,6 +29,8 @@ from darts_jax.training.optimizers import (
 )
 from darts_jax.training.parallel import Layout
 
+MAX_STEPS = 2**31 - 1  # SearchState.step is an int32
+
 
 class DeviceSplit(NamedTuple):
     """Data on the device: uint8 `[N, H, W, C]`, int32 `[N]`; a whole split or a batch."""
@@ -100,10 +102,12 @@ def build_space(config: Any) -> Space:
     try:
         return SPACES[config.space](**options)
     except TypeError:
-        given = ", ".join(sorted(options))
+        empty = {"primitives": "()", "edge_primitives": "''"}
+        unset = [
+            f"config.model.{name}={empty[name]}" for name in empty if name in options
+        ]
         raise UserError(
-            f"space {config.space!r} has its own primitives; it does not take {given}: "
-            "set config.model.primitives=() and num_nodes=0"
+            f"space {config.space!r} has its own primitives; set {' and '.join(unset)}"
         ) from None
 
 
@@ -152,8 +156,17 @@ def crops_on_host(config: Any, dataset: Dataset) -> bool:
 
 
 def build_schedule(config: Any, steps_per_epoch: int) -> Schedule:
-    """Returns step -> learning rate of the weights."""
+    """Returns step -> learning rate of the weights.
+
+    Raises:
+        UserError: the run has more steps than a state can count.
+    """
     chosen = config.weights
+    if config.num_epochs * steps_per_epoch > MAX_STEPS:
+        raise UserError(
+            f"config.num_epochs={config.num_epochs} makes more than {MAX_STEPS:,} steps; "
+            f"choose at most {MAX_STEPS // steps_per_epoch}"
+        )
     return learning_rate_schedule(
         chosen.schedule,
         initial=chosen.learning_rate,

@@ -79,6 +79,20 @@ MISTAKES = [
         "--config.alphas.b1 does nothing in a retrain: only search reads it",
     ),
     (
+        [
+            "retrain",
+            RETRAIN,
+            WORKDIR,
+            "--config.genotype=DARTS_V2",
+            "--config.genotype_seed=3",
+        ],
+        "genotype_seed does nothing with config.genotype=DARTS_V2: only random reads it",
+    ),
+    (
+        ["search", DIGITS, WORKDIR, "--config.finite_difference.radius=0.1"],
+        "radius does nothing with config.hypergradient=first_order: only finite_diff",
+    ),
+    (
         ["search", DIGITS, WORKDIR, "--config.weights.learning_rate=inf"],
         "must be a finite number above 0",
     ),

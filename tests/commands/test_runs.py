@@ -16,7 +16,7 @@ from darts_jax.genotype import Genotype, load, save
 from darts_jax.spaces import SPACES, check_genotype, random_genotype
 from darts_jax.training import retrain as retraining
 from darts_jax.training import search as searching
-from darts_jax.training import setup
+from darts_jax.training import seeds, setup
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SMALL = (
@@ -172,7 +172,7 @@ def test_random_genotypes(
     def stop(*args: Any, **kwargs: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(retraining.loop, "run_epochs", stop)
+    monkeypatch.setattr(seeds, "run_epochs", stop)
     found = {}
     for seed, genotype_seed in ((0, 0), (1, 0), (0, 1)):
         workdir = tmp_path / f"{seed}-{genotype_seed}"
@@ -359,6 +359,21 @@ def test_data_that_moved_and_data_that_changed(
     assert accuracy in capsys.readouterr().out
     assert main(["evaluate", f"--workdir={workdir}", "--config.seed=3"]) == 2
     assert "config field of an evaluation 'seed'" in capsys.readouterr().err
+
+    # The same command on the data that moved: still the same run, which knows their place.
+    assert run("retrain_digits:tiny", workdir, *options, there)[0] == 0
+    status, out, _ = run("retrain_digits:tiny", workdir, *options, given)
+    assert status == 0 and accuracy in out
+    assert read(workdir, "config.json")["dataset"]["path"] == str(moved)
+    # On other data it is none, finished as it is, and its record stays.
+    for place in (tmp_path / "nowhere", tmp_path / "others"):
+        before = (workdir / "config.json").read_bytes()
+        other = f"--config.dataset.path={place}"
+        status, out, err = run("retrain_digits:tiny", workdir, *options, other)
+        assert (status, out) == (2, "") and err.count("error: ") == 1
+        assert (workdir / "config.json").read_bytes() == before
+        _write_images(tmp_path / "others", 13)
+    assert "was started on other data" in err
 
     _write_images(moved, 5)
     assert main(["evaluate", f"--workdir={workdir}", given]) == 2

@@ -11,7 +11,12 @@ from PIL import Image
 
 from darts_jax.data import AUGMENTATIONS, augment, augmentation, normalise
 from darts_jax.data import resized_crop as rc
-from darts_jax.data.augmentation import random_crop, random_cutout, random_flip
+from darts_jax.data.augmentation import (
+    augment_resized,
+    random_crop,
+    random_cutout,
+    random_flip,
+)
 from darts_jax.errors import UserError
 
 KEY = jax.random.key(0)
@@ -135,6 +140,8 @@ def test_impossible_settings() -> None:
     ):
         with pytest.raises(UserError, match=words):
             augment(KEY, images(2), mean=MEAN, std=STD, **options)
+    with pytest.raises(UserError, match="cutout=9 .* larger than the image of 8x8"):
+        augment_resized(KEY, images(2), mean=MEAN, std=STD, cutout=9)
 
 
 @pytest.mark.parametrize("box", [(0, 0, 20, 24), (3, 5, 9, 7), (1, 2, 1, 1)])

@@ -113,6 +113,26 @@ def test_modes_become_rgb(image_folder) -> None:
     assert len(reds) == 3
 
 
+@pytest.mark.parametrize(
+    ("pixels", "reason"),
+    [
+        (np.linspace(0, 1, 64, dtype=np.float32), "real numbers of no known scale"),
+        (np.arange(64, dtype=np.int32), "32-bit values are not those of a 16-bit"),
+        (
+            np.arange(64, dtype=np.int32) << 12,
+            "32-bit values are not those of a 16-bit",
+        ),
+    ],
+)
+def test_values_of_no_known_scale_are_not_made_black(
+    pixels: np.ndarray, reason: str, image_folder
+) -> None:
+    root = image_folder({"a": 2, "b": 2})
+    Image.fromarray(pixels.reshape(8, 8)).save(root / "b" / "deep.tif")
+    with pytest.raises(UserError, match=f"b/deep.tif .*{reason}"):
+        load(root)
+
+
 def test_sizes(image_folder) -> None:
     root = image_folder({"a": 3, "b": 3}, size=(12, 8))
     assert load(root).train_images.shape[1:] == (8, 12, 3)  # all agree

@@ -226,6 +226,19 @@ def test_a_nan_stays_one(rng: np.random.Generator) -> None:
 
 
 @native
+def test_a_max_pool_gives_on_a_nan(rng: np.random.Generator) -> None:
+    operands, branches, _ = _problem(SHAPES[0], rng)
+    branches = branches._replace(
+        chains=(), shared=(fused.Shared("max_pool", False),), stride=1
+    )
+    x = operands.x.astype(jnp.float32).at[0, 0, 0, 0].set(jnp.nan)
+    weights = jnp.ones((len(operands.weights), 1), jnp.float32)
+    mixed, _ = fused.mixed_branches(fused.Operands(x, weights, ()), branches)
+    found = np.isnan(mixed[0, 0, 0])
+    assert found[:2, :2].all() and found.sum() == found[:2, :2].size
+
+
+@native
 def test_every_mode_of_differentiation(float64: None, rng: np.random.Generator) -> None:
     operands, branches, weights = _problem(SHAPES[1], rng, affine=True)
     direction = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), operands)
@@ -252,6 +265,8 @@ def test_every_mode_of_differentiation(float64: None, rng: np.random.Generator) 
                     jax.tree.map(lambda x: jnp.stack([x, 2 * x]), direction)
                 ),
                 mapped(jnp.stack([o.weights, -o.weights])),
+                jax.grad(lambda w: jnp.sum(mapped(jnp.stack([w, -w]))))(o.weights),
+                jax.hessian(lambda w: value(o._replace(weights=w)))(o.weights),
             )
         )(operands)
 

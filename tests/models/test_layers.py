@@ -89,6 +89,18 @@ def test_max_pool_of_a_constant_image(float64: None) -> None:
     assert np.flatnonzero(dx).tolist() == [0, 1, 4, 5]  # top left of each window
 
 
+@pytest.mark.parametrize("choice", ["native", "banded"])
+def test_max_pool_of_a_nan(choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All windows that see it give it, as in PyTorch; padding is no number to prefer."""
+    if choice == "native" and depthwise.choice() != "native":
+        pytest.skip("the kernels are not to be had")
+    monkeypatch.setattr(depthwise, "choice", lambda: choice)
+    x = jnp.ones((1, 1, 5, 5)).at[0, 0, 2, 2].set(jnp.nan)
+    found = np.isnan(max_pool(x, stride=1)[0, 0])
+    assert found[1:4, 1:4].all() and found.sum() == 9
+    assert jnp.isnan(max_pool(jnp.full((1, 1, 2, 2), jnp.nan), stride=2)).all()
+
+
 # --- average pool
 
 

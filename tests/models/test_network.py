@@ -286,6 +286,18 @@ def _nas_bench_201() -> Genotype:
             {},
             "the reduce cell has 1 inputs; darts needs 2",
         ),
+        (
+            Genotype(
+                "nas_bench_201",
+                {
+                    "cell": CellGenotype(
+                        ((("skip_connect", 0),), (("skip_connect", 1),)), (1, 2), 1
+                    )
+                },
+            ),
+            {},
+            r"concatenates the states \[1, 2\]; nas_bench_201 needs a single one",
+        ),
     ],
 )
 def test_a_genotype_or_option_that_does_not_fit(

@@ -2,12 +2,14 @@
 
 import json
 import re
+import shutil
 import statistics
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
 
+from darts_jax import zoo
 from darts_jax.errors import UserError
 from darts_jax.genotype import parse_text
 from darts_jax.report import summary_lines, write_report
@@ -347,12 +349,45 @@ def test_folders_of_images_have_no_common_mean(tmp_path):
     assert "folder /x/flowers" in page and "folder /x/cars" in page
 
 
+def _of_folder(folder, command, path, seed, **found):
+    """A run on the images in `path`, in which it found what is given."""
+    folder = make_run(
+        folder, command, 0.5, seed=seed, dataset={"name": "folder", "path": path}
+    )
+    manifest = json.loads((folder / "manifest.json").read_text())
+    shared = {"name": "folder", "classes": ["a", "b"], "mean": [0.5], "std": [0.2]}
+    put(folder, "manifest.json", manifest | {"data": shared | found})
+    return folder
+
+
+def test_a_data_set_is_what_was_found_and_not_where(tmp_path):
+    """Moved images are the same set; other images at the same relative path are another."""
+    here = _of_folder(tmp_path / "a", "retrain", "imgs", 0, labels="1")
+    moved = _of_folder(tmp_path / "b", "retrain", "/x/imgs", 1, labels="1")
+    other = _of_folder(tmp_path / "c", "retrain", "imgs", 2, labels="2", mean=[0.4])
+    search = _of_folder(tmp_path / "d", "search", "imgs", 0, labels="0")
+    assert write_report([here, moved]).derived.n == 2
+    summary = write_report([here, other, search])
+    assert summary.derived.n == summary.searched.n == 1
+    assert any("folder imgs, folder imgs #2" in note for note in summary.notes)
+
+
+def test_a_copy_of_a_run_is_noted(tmp_path):
+    run = make_run(tmp_path / "t0", "retrain", 0.9, genotype="DARTS_V2")
+    shutil.copytree(run, tmp_path / "t1")
+    again = make_run(tmp_path / "t2", "retrain", 0.9, genotype="darts_v2", seed=1)
+    notes = write_report([run, tmp_path / "t1", again]).notes
+    assert notes == ("t0 and t1 are of the same seed: counted as 2 runs",)
+
+
 def test_a_mean_of_named_genotypes_is_noted(tmp_path):
     names = {"a": "DARTS_V2", "b": "NASNet_A", "c": "runs/s0/genotype.json"}
-    folders = [
-        make_run(tmp_path / name, "retrain", 0.9, genotype=genotype)
-        for name, genotype in names.items()
-    ]
+    folders = []
+    for seed, (name, genotype) in enumerate(names.items()):
+        folder = make_run(tmp_path / name, "retrain", 0.9, genotype=genotype, seed=seed)
+        if not genotype.endswith(".json"):
+            put(folder, "genotype.json", zoo.load(genotype).to_json())
+        folders.append(folder)
     several = "one mean of different genotypes on digits: DARTS_V2, NASNet_A"
     assert several in write_report(folders[:2]).notes
     assert f"{several} and derived ones" in write_report(folders).notes

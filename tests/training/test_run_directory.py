@@ -77,6 +77,9 @@ def test_same_config_resumes(tmp_path: Path) -> None:
     freed = {**CONFIG, "progress": False}
     with open_run(tmp_path, "search", freed, ["2"]) as run:
         assert run.resumed
+        run.bind_data(
+            {}
+        )  # until then the data may be others, and the place a wrong one
     assert read_run(tmp_path)[1] == freed
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert [restart["argv"] for restart in manifest["restarts"]] == [["2"]]
@@ -298,6 +301,34 @@ def test_tensorboard_is_written_where_wanted(tmp_path: Path) -> None:
     with open_run(tmp_path / "off", "search", {"tensorboard": False}, []) as run:
         run.tensorboard.scalars(3, {"loss": 1.5})
     assert not (tmp_path / "off" / "tensorboard").exists()
+
+
+def test_a_full_disk_ends_the_pictures_and_not_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_run(tmp_path, "search", {"tensorboard": True}, []) as run:
+        (tmp_path / "tensorboard").write_text("a file where the folder should be")
+        run.tensorboard.text(3, "genotype", "...")
+        run.tensorboard.scalars(3, {"loss": 1.5})
+        run.append("metrics", {"epoch": 0, "step": 1})
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "nothing more for TensorBoard in" in err
+
+
+def test_a_complete_run_stands_while_its_data_do(tmp_path: Path) -> None:
+    config = {**CONFIG, "dataset": {"path": "here", "data_dir": ""}}
+    with open_run(tmp_path, "search", config, []) as run:
+        run.bind_data({"lists": "1", "classes": ["a"]})
+        assert not run.stands({})
+        run.write_json("result.json", {"command": "search"})
+    with open_run(tmp_path, "search", config, []) as run:
+        assert run.stands({}) and run.stands({"lists": "1"})
+        assert not run.stands({"lists": "2"})
+    moved = {**CONFIG, "dataset": {"path": "there", "data_dir": ""}}
+    with open_run(tmp_path, "search", moved, []) as run:
+        assert not run.stands({}) and read_run(tmp_path)[1] == config
+        run.bind_data({"lists": "1", "classes": ["a"]})
+        assert run.stands({}) and read_run(tmp_path)[1] == moved
 
 
 def test_failed_write_keeps_the_old_file(

@@ -11,6 +11,7 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
+from darts_jax import spaces
 from darts_jax.bilevel import HYPERGRADIENTS
 from darts_jax.commands.configuration import load_file, resolve_preset
 from darts_jax.data import AUGMENTATIONS, normalise
@@ -18,6 +19,8 @@ from darts_jax.errors import UserError
 from darts_jax.training import setup
 from darts_jax.training.optimizers import weight_optimizer
 from darts_jax.training.parallel import one_device
+
+LISTS = str(Path(spaces.__file__).with_name("robust_darts.json"))
 
 
 @pytest.fixture
@@ -91,6 +94,11 @@ def test_space_with_primitives_of_each_edge(config: ConfigDict, tmp_path: Path) 
         ({"edge_primitives": "gone.json"}, "darts", "cannot read gone.json"),
         ({"edge_primitives": __file__}, "darts", "edge_primitives: cannot read"),
         ({"primitives": ("noise",)}, "darts_s1", "'darts_s1' has its own primitives"),
+        (
+            {"primitives": (), "edge_primitives": LISTS},
+            "darts_s1",
+            "set config.model.edge_primitives=''$",
+        ),
         ({"num_nodes": 2, "primitives": ()}, "darts_s1", "edge_primitives of normal"),
     ],
 )
@@ -102,6 +110,14 @@ def test_unusable_space(
     with pytest.raises(UserError, match=message) as error:
         setup.build_space(config)
     assert "\n" not in str(error.value)
+
+
+def test_more_steps_than_a_state_counts(config: ConfigDict) -> None:
+    config.num_epochs = 2**31 // 3
+    setup.build_schedule(config, 3)
+    config.num_epochs += 1
+    with pytest.raises(UserError, match=f"choose at most {2**31 // 3}$"):
+        setup.build_schedule(config, 3)
 
 
 def test_batch_larger_than_the_data() -> None:
