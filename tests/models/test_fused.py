@@ -265,7 +265,7 @@ def test_every_mode_of_differentiation(float64: None, rng: np.random.Generator) 
                     jax.tree.map(lambda x: jnp.stack([x, 2 * x]), direction)
                 ),
                 mapped(jnp.stack([o.weights, -o.weights])),
-                jax.grad(lambda w: jnp.sum(mapped(jnp.stack([w, -w]))))(o.weights),
+                jax.grad(lambda w: jnp.sum(mapped(jnp.stack([w, 2 * w]))))(o.weights),
                 jax.hessian(lambda w: value(o._replace(weights=w)))(o.weights),
             )
         )(operands)
