@@ -9,12 +9,16 @@ step) the gradient of the alphas is taken on some pairs of batches, in float64 a
 exact (`unrolled`), first order, and as finite differences of several radii. Each is compared
 with the exact one in float64, and with what really happens to the validation loss after the
 virtual step, F(alphas) = L_valid(w'(alphas), alphas), when the alphas move by a step.
+
+With --smooth every rectifier is a SiLU, and max pools are left out of the primitives: what then
+differs from a run without --smooth comes from kinks.
 """
 
 import json
 import pathlib
 import sys
 
+import flax.linen as linen
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +38,19 @@ RADII = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 STEPS = (3e-2, 3e-3, 3e-4)  # of every alpha: Adam's first is its learning rate, 3e-4
 DIRECTIONS = 8
 NAMES = ("exact", "fixed", "first_order", *map(str, RADII))
-FLAGS = {"dry-run": False, "epochs": "0,1", "batches": "4", "json": ""}
+FLAGS = {
+    "dry-run": False,
+    "epochs": "0,1",
+    "batches": "4",
+    "json": "",
+    "smooth": False,
+}
+# What --smooth takes away: kernels have rectifiers of their own, plain operations JAX's.
+SMOOTH = (
+    "--config.model.implementation=plain",
+    "--config.model.primitives=('none','avg_pool_3x3','skip_connect','sep_conv_3x3',"
+    "'sep_conv_5x5','dil_conv_3x3','dil_conv_5x5')",
+)
 
 DEFINITIONS = {
     "implicit_share": "|exact - fixed| / |exact|; fixed: w' held fixed, the exact "
@@ -231,8 +247,12 @@ def show(epoch, figures):
 
 def main(argv):
     """Runs the study of the command line; returns the exit status."""
+    words = [*argv, "--dry-run"]
+    if "--smooth" in argv:
+        words += SMOOTH
+        linen.relu = jax.nn.relu = jax.nn.silu
     try:
-        config, _, given = configuration.load([*argv, "--dry-run"], "search", FLAGS)
+        config, _, given = configuration.load(words, "search", FLAGS)
         epochs = sorted({int(text) for text in str(given["epochs"]).split(",")})
         number = int(str(given["batches"]))
         task = search.build(config, setup.read_dataset(config))
