@@ -266,8 +266,9 @@ def main(argv):
         show(epoch, figures)
         rows.append({"epoch": epoch, **figures})
     if given["json"]:
+        command = [word for word in argv if not word.startswith("--json=")]
         record = {
-            "command": ["scripts/hypergradient_study.py", *argv],
+            "command": ["scripts/hypergradient_study.py", *command],
             "definitions": DEFINITIONS,
             "batches": f"medians over {number} pairs of batches",
             "directions": DIRECTIONS,
