@@ -33,6 +33,13 @@ OUT_OF_MEMORY = (
 )
 
 
+# What XLA says where cuBLAS or cuDNN finds no memory for itself; seen on a GPU that was full.
+OF_GPU_LIBRARIES = (
+    "Failed to initialize BLASLT support",
+    "StreamExecutor without BLAS support",
+    "DNN library initialization failed",
+)
+
 # What the file system refuses, whatever we would do there; all else is a mistake of ours.
 OF_FILES = (
     errno.EACCES,
@@ -66,6 +73,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if is_out_of_memory(error):
             return _fail(OUT_OF_MEMORY)
+        if is_without_gpu_library(error):
+            return _fail(
+                "a GPU library did not start, mostly because other processes have taken the "
+                "GPU's memory: end them, or leave some of it with "
+                "XLA_PYTHON_CLIENT_MEM_FRACTION=0.6; what was saved is intact. "
+                f"{' '.join(str(error).split()):.200}"
+            )
         if is_disk_full(error):
             return _fail(
                 "no space left on the device; what was saved before is intact: free some "
@@ -146,6 +160,11 @@ def is_out_of_memory(error: BaseException) -> bool:
             return True
         seen = seen.__cause__ or seen.__context__
     return False
+
+
+def is_without_gpu_library(error: BaseException) -> bool:
+    """Whether XLA raised the error because a library of the GPU could not be started."""
+    return any(sign in str(error) for sign in OF_GPU_LIBRARIES)
 
 
 def is_without_device(error: BaseException) -> bool:

@@ -448,6 +448,34 @@ def test_out_of_memory_is_one_line_that_helps(
         assert f"config.{field}" in err
 
 
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "INTERNAL: Failed to initialize BLASLT support [executable_name='jit_steps']",
+        "FAILED_PRECONDITION: DNN library initialization failed. Look at the errors above",
+    ],
+)
+def test_a_gpu_without_memory_for_its_libraries_is_one_line(
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from jax.errors import JaxRuntimeError
+
+    from darts_jax.training import search as searching
+
+    def refused(*_: Any) -> Any:
+        raise JaxRuntimeError(reason)
+
+    monkeypatch.setattr(searching, "start", refused)
+    place = f"--workdir={tmp_path / 'r'}"
+    assert main(words("search_digits:tiny", *SMALL, place)) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(NOTE) and err.count("\n") == 2
+    assert "a GPU library did not start" in err and reason in err
+
+
 def test_a_platform_that_jax_does_not_find_is_one_line(tmp_path: Path) -> None:
     command = words("search_digits:tiny", f"--workdir={tmp_path / 'r'}")
     done = subprocess.run(
