@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from darts_jax import __version__
 from darts_jax.commands import COMMANDS, RUN_USAGE, compilation_cache, xla_flags
@@ -151,20 +151,24 @@ def command_help(name: str) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the error, or one that caused it, is a device's or the host's full memory."""
-    seen: BaseException | None = error
-    while seen is not None:
-        text = str(seen)
-        if isinstance(seen, MemoryError) or (
-            "RESOURCE_EXHAUSTED" in text and "out of memory" in text.lower()
-        ):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
+    return any(
+        isinstance(it, MemoryError)
+        or ("RESOURCE_EXHAUSTED" in str(it) and "out of memory" in str(it).lower())
+        for it in _causes(error)
+    )
 
 
 def is_without_gpu_library(error: BaseException) -> bool:
-    """Whether XLA raised the error because a library of the GPU could not be started."""
-    return any(sign in str(error) for sign in OF_GPU_LIBRARIES)
+    """Whether the error, or one that caused it, is a GPU library that did not start."""
+    return any(sign in str(it) for it in _causes(error) for sign in OF_GPU_LIBRARIES)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether the error, or one that caused it, is a full disk."""
+    return any(
+        isinstance(it, OSError) and it.errno in (errno.ENOSPC, errno.EDQUOT)
+        for it in _causes(error)
+    )
 
 
 def is_without_device(error: BaseException) -> bool:
@@ -174,14 +178,12 @@ def is_without_device(error: BaseException) -> bool:
     return isinstance(error, kinds) and frames[-1].filename.endswith("xla_bridge.py")
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Whether the error, or one that caused it, is a full disk."""
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yields the error and, one after another, those that led to it."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
+        yield seen
         seen = seen.__cause__ or seen.__context__
-    return False
 
 
 if __name__ == "__main__":
