@@ -34,9 +34,7 @@ class Session:
 
         from darts_jax.training import manifest
 
-        found = manifest.describe("benchmark", [], 0)
-        for field in ("command", "argv", "seed", "restarts"):
-            del found[field]
+        found = {"started": manifest.now(), **manifest.surroundings()}
         return found | {"device_kind": jax.devices()[0].device_kind}
 
     def accept(self, backend: str) -> dict[str, Any]:

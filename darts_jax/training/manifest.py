@@ -17,14 +17,26 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 def describe(command: str, argv: Sequence[str], seed: int) -> dict[str, Any]:
     """Returns the manifest of a run that starts now."""
-    import jax
-
     return {
         "command": command,
         "argv": list(argv),
         "seed": seed,
         "started": now(),
         "restarts": [],
+        **surroundings(),
+    }
+
+
+def describe_restart(argv: Sequence[str]) -> dict[str, Any]:
+    """Returns what the manifest keeps of a restart: it may be on another machine."""
+    return {"started": now(), "argv": list(argv), **surroundings()}
+
+
+def surroundings() -> dict[str, Any]:
+    """Returns the versions, source commit, devices and machine of this process."""
+    import jax
+
+    return {
         "darts_jax": darts_jax.__version__,
         **source_commit(),
         "versions": versions(),

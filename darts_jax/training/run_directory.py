@@ -282,13 +282,7 @@ def _resume(run: RunDirectory, command: str, argv: Sequence[str]) -> None:
         if "dataset" in recorded and "dataset" in run.config
     )
     made = read_manifest(run.path)
-    restart = {
-        "started": manifest.now(),
-        "argv": list(argv),
-        "versions": manifest.versions(),
-        "kernels": manifest.kernels(),
-        **manifest.source_commit(),
-    }
+    restart = manifest.describe_restart(argv)
     made["restarts"] = [*(made.get("restarts") or []), restart]
     run.write_json("manifest.json", made)
     run.resumed = True

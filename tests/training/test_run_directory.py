@@ -83,6 +83,8 @@ def test_same_config_resumes(tmp_path: Path) -> None:
     assert read_run(tmp_path)[1] == freed
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert [restart["argv"] for restart in manifest["restarts"]] == [["2"]]
+    for field in ("devices", "processes", "cpu", "versions", "commit"):
+        assert manifest["restarts"][0][field] == manifest[field]
 
 
 def test_other_config_is_refused_with_every_difference(tmp_path: Path) -> None:
